@@ -1,0 +1,1 @@
+"""Getting models in: where ids come from, how a repository becomes a callable model, how it is probed."""

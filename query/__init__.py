@@ -1,0 +1,1 @@
+"""Getting answers out: search, evidence, the demo and the ``hubhound`` command."""
