@@ -1,0 +1,259 @@
+"""Snapshots: what a query reads, as flat memory-mapped arrays, one immutable generation after another.
+
+A snapshot is a cache of the store in the form that the scan wants. It lies beside the store::
+
+    snapshots/CURRENT               name of the current generation, switched atomically
+    snapshots/gen-000007/*.npy      the arrays of ScanArrays, and which output of which model each row is
+    snapshots/gen-000007/meta.json  counts, models, labels, the background that the constants were made with
+
+A reader needs no lock: it opens the current generation and keeps it, also when a newer one has replaced it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from engine.errors import IndexDamagedError
+from engine.files import new_folder, read_array, read_json, write_array, write_atomic, write_json
+from engine.outputs import OutputTable
+from engine.scan import ScanArrays, pack
+from engine.schema import Model, output_point_id
+from engine.store.base import DescriptorStore
+
+_ARRAYS = tuple(field.name for field in fields(ScanArrays))
+_KEEP = 2  # generations: the current one, and the one before for readers that are just opening it
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One generation, opened for reading.
+
+    Attributes:
+        folder: Where it lies.
+        number: Of the generation, from 1.
+        background: Fingerprint of the background behind its constants.
+        models: In the order of their rows, by repository id.
+        starts: First row of each model and, last, the number of rows: int64 ``[models + 1]``.
+        arrays: What is scanned.
+        output: Position of each row in its model's answer, int32 ``[L]``.
+        label: Each row's place in ``labels``, -1 for none, int32 ``[L]``.
+        labels: Distinct declared labels.
+    """
+
+    folder: Path
+    number: int
+    background: str
+    models: tuple[Model, ...]
+    starts: npt.NDArray[np.int64]
+    arrays: ScanArrays
+    output: npt.NDArray[np.int32]
+    label: npt.NDArray[np.int32]
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.output)
+
+    @classmethod
+    def open(cls, root: Path) -> Self | None:
+        """The current generation of an index, None if none was written yet.
+
+        Args:
+            root: The folder ``snapshots``.
+
+        Raises:
+            IndexDamagedError: A file is missing, cut short or of another shape.
+        """
+        for attempt in range(5):
+            name = _current(root)
+            if name is None:
+                return None
+            try:
+                return cls._read(root / name)
+            except IndexDamagedError:
+                # The generation may have been replaced and removed between the two steps: then CURRENT has moved on.
+                if attempt == 4 or _current(root) == name:
+                    raise
+        raise AssertionError  # pragma: no cover
+
+    @classmethod
+    def _read(cls, folder: Path) -> Self:
+        meta = read_json(folder / "meta.json")
+        try:
+            models = tuple(Model.model_validate(model) for model in meta["models"])  # type: ignore[index]
+            number, background = int(meta["number"]), str(meta["background"])  # type: ignore[index]
+            starts = np.asarray(meta["starts"], dtype=np.int64)  # type: ignore[index]
+            labels = tuple(meta["labels"])  # type: ignore[index]
+        except (KeyError, TypeError, ValueError, ValidationError) as error:
+            raise IndexDamagedError(
+                f"the snapshot {folder} is damaged: run 'hubhound index snapshot'", folder
+            ) from error
+        columns: dict[str, Any] = {name: read_array(folder / f"{name}.npy") for name in _ARRAYS}
+        output, label = read_array(folder / "output.npy"), read_array(folder / "label.npy")
+        rows = int(starts[-1])
+        for name, column in {**columns, "output": output, "label": label}.items():
+            if len(column) != rows:
+                raise IndexDamagedError(
+                    f"the snapshot file {folder / name}.npy has {len(column)} rows instead of {rows}: "
+                    "run 'hubhound index snapshot'",
+                    folder,
+                )
+        return cls(
+            folder,
+            number,
+            background,
+            models,
+            starts,
+            ScanArrays(**columns),
+            output,  # type: ignore[arg-type]
+            label,  # type: ignore[arg-type]
+            labels,
+        )
+
+    def model_of(self, row: int) -> Model:
+        """The model that a row belongs to."""
+        return self.models[int(np.searchsorted(self.starts, row, side="right")) - 1]
+
+    def label_of(self, row: int) -> str | None:
+        """The declared label of a row."""
+        place = int(self.label[row])
+        return None if place < 0 else self.labels[place]
+
+    def point_id(self, row: int) -> str:
+        """The id of a row's output in the store; it follows from the names and is not stored."""
+        model = self.model_of(row)
+        return output_point_id(model.repo, model.revision, int(self.output[row]))
+
+    def bytes_per_output(self) -> dict[str, int]:
+        """Bytes that each file spends on one output."""
+        columns = {name: getattr(self.arrays, name) for name in _ARRAYS}
+        columns |= {"output": self.output, "label": self.label}
+        return {name: c.itemsize * int(np.prod(c.shape[1:], dtype=np.int64)) for name, c in columns.items()}
+
+
+def write_snapshot(
+    root: Path,
+    store: DescriptorStore,
+    models: Sequence[Model],
+    background: str,
+    previous: Snapshot | None = None,
+) -> Snapshot:
+    """Writes the next generation and makes it current.
+
+    Args:
+        root: The folder ``snapshots``.
+        store: Where outputs are read from that the previous generation does not have.
+        models: The indexed models; put into the order of their ids.
+        background: Fingerprint of the background behind the store's constants.
+        previous: A generation whose rows are copied where model, revision and background are the same.
+
+    Returns:
+        The new generation.
+
+    Raises:
+        OSError: It cannot be written; the current generation stays.
+    """
+    models = sorted(models, key=lambda model: model.repo)
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(".gen-*"):  # of a writer that was killed; there is only one writer at a time
+        shutil.rmtree(leftover, ignore_errors=True)
+    number = max((int(path.name[4:]) for path in root.glob("gen-*")), default=0) + 1
+    target = root / f"gen-{number:06d}"
+    columns: dict[str, list[npt.NDArray[np.generic]]] = {}
+    label_places: dict[str, int] = {}
+    starts = [0]
+    for part in _parts(store, models, background, previous):
+        arrays, output, labels = part
+        for name in _ARRAYS:
+            columns.setdefault(name, []).append(getattr(arrays, name))
+        columns.setdefault("output", []).append(output)
+        places = [-1 if label is None else label_places.setdefault(label, len(label_places)) for label in labels]
+        columns.setdefault("label", []).append(np.asarray(places, dtype=np.int32))
+        starts.append(starts[-1] + len(output))
+    with new_folder(target) as folder:
+        for name in (*_ARRAYS, "output", "label"):
+            write_array(folder / f"{name}.npy", _joined(name, columns.get(name, []), store))
+        meta = {
+            "number": number,
+            "background": background,
+            "models": [model.model_dump(mode="json") for model in models],
+            "starts": starts,
+            "labels": list(label_places),
+        }
+        write_json(folder / "meta.json", meta)
+    write_atomic(root / "CURRENT", lambda file: file.write(target.name.encode()))
+    for old in sorted(root.glob("gen-*"))[:-_KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    written = Snapshot.open(root)
+    if written is None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(root))
+    return written
+
+
+def _parts(
+    store: DescriptorStore, models: Sequence[Model], background: str, previous: Snapshot | None
+) -> Iterator[tuple[ScanArrays, npt.NDArray[np.int32], list[str | None]]]:
+    known: dict[tuple[str, str], int] = {}
+    if previous is not None and previous.background == background:
+        known = {(model.repo, model.revision): i for i, model in enumerate(previous.models)}
+    for model in models:
+        place = known.get((model.repo, model.revision))
+        if previous is not None and place is not None:
+            rows = slice(int(previous.starts[place]), int(previous.starts[place + 1]))
+            if rows.stop - rows.start == model.outputs:
+                arrays = ScanArrays(**{name: getattr(previous.arrays, name)[rows] for name in _ARRAYS})
+                labels = [previous.label_of(row) for row in range(rows.start, rows.stop)]
+                yield arrays, previous.output[rows], labels
+                continue
+        table = store.outputs(model.repo, model.revision)
+        if table is None:
+            table = _no_outputs(model, store)
+        if len(table) != model.outputs:
+            raise IndexDamagedError(
+                f"{model.repo} should have {model.outputs} outputs, the store has {len(table)}: add it again",
+                model.repo,
+            )
+        yield (
+            pack(table.idx, table.z, table.anchor, table.calibration),
+            table.output.astype(np.int32),
+            list(table.labels),
+        )
+
+
+def _no_outputs(model: Model, store: DescriptorStore) -> OutputTable:
+    from engine.outputs import empty_table
+
+    return empty_table(model.repo, model.revision, store.layout.top_r, store.layout.dimension)
+
+
+def _joined(name: str, parts: list[npt.NDArray[np.generic]], store: DescriptorStore) -> npt.NDArray[np.generic]:
+    if parts:
+        return np.concatenate(parts)
+    if name in {"output", "label"}:
+        return np.zeros(0, np.int32)
+    from engine.outputs import empty_table
+
+    table = empty_table("", "", store.layout.top_r, store.layout.dimension)
+    empty: npt.NDArray[np.generic] = getattr(pack(table.idx, table.z, table.anchor, table.calibration), name)
+    return empty
+
+
+def _current(root: Path) -> str | None:
+    try:
+        name = (root / "CURRENT").read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise IndexDamagedError(f"the file {root / 'CURRENT'} cannot be read: {error}", root) from error
+    if not name.startswith("gen-") or "/" in name:
+        raise IndexDamagedError(f"the file {root / 'CURRENT'} is damaged: run 'hubhound index snapshot'", root)
+    return name

@@ -1,0 +1,77 @@
+"""Whether an index is whole: everything that can be checked without running a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from engine.calibration import calibrate
+from engine.errors import HubhoundError
+from engine.index import Index
+from engine.schema import ModelState
+from engine.snapshot import Snapshot
+from engine.store.edge import EdgeStore
+
+_TOLERANCE = 1e-4
+
+
+def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> list[str]:
+    """Checks files, probes, store, responses and snapshot of an index against each other.
+
+    Args:
+        folder: Of the index; its store is locked meanwhile.
+        progress: Called with (models done, models in all).
+
+    Returns:
+        One line a problem; empty if all is well.
+
+    Raises:
+        IndexMissingError: There is no index.
+        IndexLockedError: Another process is writing.
+    """
+    index = Index(folder)
+    problems: list[str] = []
+
+    def attempt(check: Callable[[], object]) -> None:
+        try:
+            check()
+        except (HubhoundError, OSError) as error:
+            problems.append(str(error))
+
+    attempt(index.probes)
+    attempt(lambda: index.probe_embeddings)
+    attempt(index.background)
+    snapshot: Snapshot | None = None
+    try:
+        snapshot = Snapshot.open(folder / "snapshots")
+    except HubhoundError as error:
+        problems.append(str(error))
+    if problems and not (folder / "store").is_dir():
+        return problems
+    with EdgeStore.open(folder / "store") as store:
+        models = [model for model in store.models() if model.state is ModelState.INDEXED]
+        for done, model in enumerate(models):
+            table = store.outputs(model.repo, model.revision)
+            count = 0 if table is None else len(table)
+            if count != model.outputs:
+                problems.append(f"{model.repo}: {count} outputs in the store instead of {model.outputs}: add it again")
+            elif table is not None and model.calibration == index.manifest.background.fingerprint:
+                sample = slice(0, 8)
+                constants = calibrate(table.idx[sample], table.z[sample], table.anchor[sample], index.background())
+                if np.abs(constants.h - table.calibration.h[sample]).max() > _TOLERANCE:
+                    problems.append(f"{model.repo}: its constants are not those of the background: run index calibrate")
+            else:
+                problems.append(f"{model.repo}: calibrated with another background: run index calibrate")
+            if index.manifest.responses == "keep" and not index.responses.path(model.repo, model.revision).exists():
+                problems.append(f"{model.repo}: its responses are missing: index rebuild would stop there")
+            if progress:
+                progress(done + 1, len(models))
+        stored, claimed = store.count_outputs(), sum(model.outputs for model in models)
+        if stored != claimed:
+            problems.append(f"the store has {stored - claimed} outputs of no model: left by a killed run, add it again")
+    shown = {} if snapshot is None else {model.repo: model.revision for model in snapshot.models}
+    if shown != {model.repo: model.revision for model in models}:
+        problems.append("the snapshot is not that of the store: run hubhound index snapshot")
+    return problems

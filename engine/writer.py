@@ -1,0 +1,200 @@
+"""The one process that changes an index."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.calibration import Background, calibrate
+from engine.descriptors import output_descriptors
+from engine.errors import IndexLockedError, IndexMismatchError
+from engine.index import Index, background_part, write_background
+from engine.manifest import write_manifest
+from engine.outputs import OutputTable
+from engine.schema import LeftOut, Model, ModelState
+from engine.snapshot import Snapshot, write_snapshot
+from engine.store.edge import EdgeStore
+
+_SNAPSHOT_SHARE = 0.05  # of the time may go into snapshots while models are being added
+
+
+class IndexWriter:
+    """An index opened for writing: holds the store's lock until it is closed.
+
+    Args:
+        folder: Of the index.
+
+    Raises:
+        IndexLockedError: Another process is writing.
+        StoreError: The store cannot be opened.
+        IndexMismatchError: Store and manifest do not belong together.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.index = Index(folder)
+        try:
+            self.store = EdgeStore.open(folder / "store")
+        except IndexLockedError as error:
+            raise IndexLockedError(folder) from error
+        layout, manifest = self.store.layout, self.index.manifest
+        if (layout.probes, layout.top_r) != (manifest.probes.count, manifest.top_r):
+            self.store.close()
+            raise IndexMismatchError(
+                f"the store in {folder} was made with {layout.probes} probes and r = {layout.top_r}, "
+                f"the manifest says {manifest.probes.count} and {manifest.top_r}: restore the one that belongs there",
+                "store",
+                (manifest.probes.count, manifest.top_r),
+                (layout.probes, layout.top_r),
+            )
+        self._background: Background | None = None
+        self._due = 0.0
+        self._dirty = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.store.close()
+
+    @property
+    def background(self) -> Background:
+        """The background of the manifest, loaded once."""
+        if self._background is None:
+            self._background = self.index.background()
+        return self._background
+
+    def describe(
+        self, repo: str, revision: str, labels: tuple[str | None, ...], responses: npt.NDArray[np.floating]
+    ) -> tuple[OutputTable, tuple[LeftOut, ...]]:
+        """The calibrated outputs of one model.
+
+        Args:
+            repo: Its id.
+            revision: Its revision.
+            labels: One per output.
+            responses: Logits or log-odds over the index's probes, ``[n, outputs]``.
+
+        Returns:
+            The usable outputs, and those left out with the reason.
+        """
+        index = self.index
+        d = output_descriptors(responses, index.probe_embeddings, index.manifest.top_r)
+        table = OutputTable(
+            repo,
+            revision,
+            d.output,
+            tuple(labels[i] for i in d.output),
+            d.mean,
+            d.std,
+            d.idx,
+            d.z,
+            d.anchor,
+            calibrate(d.idx, d.z, d.anchor, self.background),
+        )
+        return table, d.left_out
+
+    def put(self, model: Model, table: OutputTable, responses: npt.NDArray[np.floating] | None) -> None:
+        """Makes a model part of the index, in place of any other revision of it.
+
+        The order makes it safe to be killed anywhere: responses and outputs first, which nobody looks at yet; then the
+        model's record, which makes them count and the old ones not; then the old ones go.
+
+        Args:
+            model: Its record; ``outputs`` must be the length of the table.
+            table: Its outputs.
+            responses: ``[n, outputs]`` to archive, None to keep nothing.
+
+        Raises:
+            StoreError: The store cannot be written; the model is as it was before.
+            OSError: The archive cannot be written.
+        """
+        if responses is not None:
+            self.index.responses.write(table, responses)
+        if len(table):
+            self.store.upsert_outputs(table)
+        self.store.upsert_model(model.model_copy(update={"calibration": self.index.manifest.background.fingerprint}))
+        self.store.delete_outputs(model.repo, keep_revision=model.revision)
+        self.index.responses.remove_others(model.repo, model.revision)
+        self._dirty = True
+
+    def record(self, model: Model) -> None:
+        """Records a model that could not be indexed; an indexed revision of it stays what it was."""
+        current = self.store.model(model.repo)
+        if current is None or current.state is not ModelState.INDEXED:
+            self.store.upsert_model(model)
+
+    def snapshot(self, force: bool = True) -> Snapshot | None:
+        """Writes a snapshot of everything indexed so far.
+
+        Args:
+            force: Always; otherwise only if something changed and snapshots have taken less than a twentieth of the
+                time lately.
+
+        Returns:
+            The snapshot, None if none was due.
+        """
+        if not force and (not self._dirty or time.monotonic() < self._due):
+            return None
+        started = time.monotonic()
+        self.recalibrate()
+        root = self.index.folder / "snapshots"
+        indexed = [model for model in self.store.models() if model.state is ModelState.INDEXED]
+        fingerprint = self.index.manifest.background.fingerprint
+        snapshot = write_snapshot(root, self.store, indexed, fingerprint, Snapshot.open(root))
+        self._dirty = False
+        self._due = time.monotonic() + (time.monotonic() - started) / _SNAPSHOT_SHARE
+        return snapshot
+
+    def set_background(self, background: Background, source: str) -> None:
+        """Changes what outputs are calibrated against; ``recalibrate`` and ``snapshot`` make it take effect."""
+        write_background(self.index.folder, background)
+        part = background_part(background, source)
+        manifest = self.index.manifest.model_copy(update={"background": part})
+        write_manifest(self.index.folder, manifest)
+        self.index.manifest = manifest
+        self._background = background
+
+    def recalibrate(self, progress: Callable[[int, int], None] | None = None) -> int:
+        """Computes the constants of every model whose constants were made with another background.
+
+        Runs no model. Being killed in the middle costs nothing: the next writer goes on.
+
+        Args:
+            progress: Called with (models done, models to do).
+
+        Returns:
+            How many models were recalibrated.
+        """
+        fingerprint = self.index.manifest.background.fingerprint
+        stale = [
+            model
+            for model in self.store.models()
+            if model.state is ModelState.INDEXED and model.calibration != fingerprint
+        ]
+        for done, model in enumerate(stale):
+            table = self.store.outputs(model.repo, model.revision)
+            if table is not None and len(table):
+                constants = calibrate(table.idx, table.z, table.anchor, self.background)
+                self.store.upsert_outputs(table.with_calibration(constants))
+            self.store.upsert_model(model.model_copy(update={"calibration": fingerprint}))
+            if progress:
+                progress(done + 1, len(stale))
+        self._dirty = self._dirty or bool(stale)
+        return len(stale)
+
+    def finish(self) -> None:
+        """Ends a run: snapshot if anything changed, optimised store, no leftovers."""
+        if self._dirty or Snapshot.open(self.index.folder / "snapshots") is None:
+            self.snapshot()
+        self.store.optimize()
+        snapshot = Snapshot.open(self.index.folder / "snapshots")
+        keep = {self.index.manifest.background.fingerprint[:16], snapshot.background[:16] if snapshot else ""}
+        for folder in (self.index.folder / "background").iterdir():
+            if folder.name not in keep:
+                shutil.rmtree(folder, ignore_errors=True)
