@@ -14,6 +14,7 @@ from engine.scan import HEAD, ROUNDING, Intervals, Query, ScanArrays
 
 _MATHS = {"reassoc", "contract", "arcp", "nsz"}  # sums may be reordered, which is what lets them use vector registers
 _HEAD = HEAD
+_BLOCK = 512
 
 
 @numba.njit
@@ -61,50 +62,52 @@ def _compile(uniform: bool, dual: bool):  # type: ignore[no-untyped-def]
         mask, start, stop, heap, rows, lower, upper, count,
     ):  # fmt: skip
         """Fills the candidate lists; returns the row at which a list was full, or ``stop``."""
-        for i in range(np.uint64(start), np.uint64(stop)):
-            if mask.shape[0] and not mask[i]:
-                continue
-            peak = head_z[i, 0] + head_z[i, 0]
-            unit = np.float32(1) if uniform else peak * peak * peak
+        for first in range(start, stop, _BLOCK):  # so few rows that all concepts find them in the cache
+            last = min(first + _BLOCK, stop)
             for c in range(np.uint64(concepts.shape[0])):
-                beat = heap[c, 0]
-                other, doubt = np.float32(0), np.float32(0)  # the global part and its possible error, times s
-                if dual:
-                    whole = np.int32(0)
-                    for j in range(np.uint64(code.shape[1])):
-                        whole = np.int32(whole + np.int32(np.int32(code[i, j]) * np.int32(direction[c, j])))
-                    weight = np.float32(LAMBDA) * s[i] / q[i]
-                    other = (np.float32(whole) * step[c] * scale[i] - g[i]) * weight
-                    doubt = (error[i] * length[c] + scale[i] * missed[c] + np.float32(ROUNDING)) * weight
-                    beat *= s[i]
-                # The margin times s is h - distance + other: only a distance within reach beats the k-th best.
-                reach = (h[i] + other + doubt - beat) * np.float32(1 + 4 * ROUNDING) + np.float32(ROUNDING) * h[i]
-                if reach < 0:
-                    continue
-                limit = reach * reach * unit
-                # Cubic weights are times (2 max z)^3 here, for z + |z| is 2 max(z, 0) without a branch.
-                square = np.float32(0)
-                for j in range(np.uint64(_HEAD)):
-                    gap = head_z[i, j] - concepts[c, head_idx[i, j]]
-                    twice = head_z[i, j] + abs(head_z[i, j])
-                    square += gap * gap if uniform else twice * twice * twice * (gap * gap)
-                if square > limit:
-                    continue
-                for j in range(np.uint64(tail_z.shape[1])):
-                    gap = tail_z[i, j] - concepts[c, tail_idx[i, j]]
-                    twice = tail_z[i, j] + abs(tail_z[i, j])
-                    square += gap * gap if uniform else twice * twice * twice * (gap * gap)
-                if square > limit:
-                    continue
-                distance = np.sqrt(square / unit)
-                slack = np.float32(ROUNDING) * (h[i] + distance) + doubt
-                margin = h[i] - distance + other
-                if dual:
-                    margin, slack = margin / s[i], slack / s[i]
-                if margin - slack > heap[c, 0]:
-                    _push(heap[c], margin - slack)
-                if not _add(i, margin - slack, margin + slack, heap[c, 0], rows[c], lower[c], upper[c], count[c]):
-                    return np.int64(i)
+                for i in range(np.uint64(first), np.uint64(last)):
+                    if mask.shape[0] and not mask[i]:
+                        continue
+                    beat = heap[c, 0]
+                    other, doubt = np.float32(0), np.float32(0)  # the global part and its possible error, times s
+                    if dual:
+                        whole = np.int32(0)
+                        for j in range(np.uint64(code.shape[1])):
+                            whole = np.int32(whole + np.int32(np.int32(code[i, j]) * np.int32(direction[c, j])))
+                        weight = np.float32(LAMBDA) * s[i] / q[i]
+                        other = (np.float32(whole) * step[c] * scale[i] - g[i]) * weight
+                        doubt = (error[i] * length[c] + scale[i] * missed[c] + np.float32(ROUNDING)) * weight
+                        beat *= s[i]
+                    # The margin times s is h - distance + other: only a distance within reach beats the k-th best.
+                    reach = (h[i] + other + doubt - beat) * np.float32(1 + 4 * ROUNDING) + np.float32(ROUNDING) * h[i]
+                    if reach < 0:
+                        continue
+                    peak = head_z[i, 0] + head_z[i, 0]
+                    unit = np.float32(1) if uniform else peak * peak * peak
+                    limit = reach * reach * unit
+                    # Cubic weights are times (2 max z)^3 here, for z + |z| is 2 max(z, 0) without a branch.
+                    square = np.float32(0)
+                    for j in range(np.uint64(_HEAD)):
+                        gap = head_z[i, j] - concepts[c, head_idx[i, j]]
+                        twice = head_z[i, j] + abs(head_z[i, j])
+                        square += gap * gap if uniform else twice * twice * twice * (gap * gap)
+                    if square > limit:
+                        continue
+                    for j in range(np.uint64(tail_z.shape[1])):
+                        gap = tail_z[i, j] - concepts[c, tail_idx[i, j]]
+                        twice = tail_z[i, j] + abs(tail_z[i, j])
+                        square += gap * gap if uniform else twice * twice * twice * (gap * gap)
+                    if square > limit:
+                        continue
+                    distance = np.sqrt(square / unit)
+                    slack = np.float32(ROUNDING) * (h[i] + distance) + doubt
+                    margin = h[i] - distance + other
+                    if dual:
+                        margin, slack = margin / s[i], slack / s[i]
+                    if margin - slack > heap[c, 0]:
+                        _push(heap[c], margin - slack)
+                    if not _add(i, margin - slack, margin + slack, heap[c, 0], rows[c], lower[c], upper[c], count[c]):
+                        return np.int64(i)
         return np.int64(stop)
 
     return scan

@@ -143,6 +143,7 @@ class IndexWriter:
             return None
         started = time.monotonic()
         self.recalibrate()
+        self.store.flush()  # a snapshot must not outlive, in a power cut, the outputs that it was made from
         root = self.index.folder / "snapshots"
         indexed = [model for model in self.store.models() if model.state is ModelState.INDEXED]
         fingerprint = self.index.manifest.background.fingerprint

@@ -1,0 +1,130 @@
+"""The interface that every store has, and the layout of its records."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.outputs import OutputTable
+from engine.schema import Model
+
+
+@dataclass(frozen=True)
+class StoreLayout:
+    """What the vectors of a store are made of; fixed when the store is created.
+
+    Attributes:
+        probes: n, the number of probes; sparse dimensions are 0..2n+1.
+        top_r: r, kept probes per output.
+        dimension: d, the encoder's; the dense vector has d + 1.
+        method: The default method, which the vectors serve: ``dual``, ``weighted`` or ``probelog``.
+    """
+
+    probes: int
+    top_r: int
+    dimension: int
+    method: str = "dual"
+
+
+@dataclass(frozen=True)
+class StoreHit:
+    """One answer of a store's own index: a candidate, not a calibrated result."""
+
+    repo: str
+    revision: str
+    output: int
+    score: float
+
+
+class DescriptorStore(abc.ABC):
+    """Keeps models and their outputs durably: what is acknowledged survives a kill.
+
+    Outputs and models are separate collections. An output counts only if its model's record names the same revision:
+    writing outputs first and the model's record last makes a replacement visible at once, and an interrupted one
+    invisible.
+    """
+
+    layout: StoreLayout
+
+    @abc.abstractmethod
+    def upsert_outputs(self, table: OutputTable) -> None:
+        """Writes the outputs of one model; acknowledged when it returns. Writing them again changes nothing.
+
+        Raises:
+            IndexMismatchError: They were made with another r, encoder dimension or probe set than the layout's.
+        """
+
+    @abc.abstractmethod
+    def upsert_model(self, model: Model) -> None:
+        """Writes a model's record, replacing any other revision's; acknowledged when it returns."""
+
+    @abc.abstractmethod
+    def models(self) -> list[Model]:
+        """All model records, ordered by repository id."""
+
+    @abc.abstractmethod
+    def model(self, repo: str) -> Model | None:
+        """The record of one repository, None if there is none."""
+
+    @abc.abstractmethod
+    def outputs(self, repo: str, revision: str) -> OutputTable | None:
+        """The outputs of one model, by ascending output; None if there are none.
+
+        Bit for bit what was written, except the anchor, which the store keeps divided by q: each component is within a
+        relative 1e-6 (two roundings to float32).
+        """
+
+    def iter_outputs(self, models: Sequence[Model]) -> Iterator[OutputTable]:
+        """The outputs of many models, one table a model in the order given; models without outputs are skipped."""
+        for model in models:
+            table = self.outputs(model.repo, model.revision)
+            if table is not None:
+                yield table
+
+    @abc.abstractmethod
+    def delete_outputs(self, repo: str, keep_revision: str | None = None) -> None:
+        """Removes a repository's outputs, except those of one revision."""
+
+    @abc.abstractmethod
+    def delete_model(self, repo: str) -> None:
+        """Removes a repository's record."""
+
+    @abc.abstractmethod
+    def count_outputs(self) -> int:
+        """Number of outputs stored, including any that no model's record claims."""
+
+    @abc.abstractmethod
+    def query_local(
+        self, indices: npt.NDArray[np.uint32], values: npt.NDArray[np.float32], limit: int
+    ) -> list[StoreHit]:
+        """Largest inner products of a sparse query with the scaled linear form (the local part)."""
+
+    @abc.abstractmethod
+    def query_global(self, vector: npt.NDArray[np.float32], limit: int) -> list[StoreHit]:
+        """Largest inner products of a dense query ``[d + 1]`` with ``(a / q, -g / q)`` (the global part)."""
+
+    @abc.abstractmethod
+    def optimize(self) -> None:
+        """Merges segments and builds indexes; may take long, changes no answer.
+
+        Meant for the end of a run, and every few hundred thousand outputs of a long one.
+        """
+
+    @abc.abstractmethod
+    def flush(self) -> None:
+        """Brings everything acknowledged to the disk, so that a power cut cannot take it back either."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Flushes and releases the store; closing twice is harmless."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
