@@ -137,7 +137,7 @@ def output_descriptors(responses: npt.NDArray[np.floating], probes: FloatArray, 
     the anchor holds what the others say in the encoder's own space.
 
     Args:
-        responses: Logits or log-odds, ``[n, outputs]``.
+        responses: Logits, or what stands for them, ``[n, outputs]``.
         probes: Normalised probe embeddings, float32 ``[n, d]``.
         r: Kept probes, 1..n.
 
@@ -224,8 +224,11 @@ def are_probabilities(answers: npt.NDArray[np.floating]) -> bool:
     return bool(np.all(np.abs(answers.sum(axis=1, dtype=np.float64) - 1) < 1e-3))
 
 
-def log_odds(probabilities: npt.NDArray[np.floating]) -> FloatArray:
-    """``log(p / (1 - p))`` with 1 - p summed from the other outputs, so that p next to 1 loses no digits.
+def centred_log_probabilities(probabilities: npt.NDArray[np.floating]) -> FloatArray:
+    """``log p - mean over the outputs of log p``: the logits behind a softmax, up to a constant for each probe.
+
+    Log-odds, which compare an output with the sum of the others, let the probe's most likely output move all of them;
+    the centred form (Aitchison's centred log-ratio) does not. For two outputs it is half the log-odds.
 
     Args:
         probabilities: ``[n, outputs]``, rows sum to 1.
@@ -233,10 +236,5 @@ def log_odds(probabilities: npt.NDArray[np.floating]) -> FloatArray:
     Returns:
         float32 ``[n, outputs]``, finite: probabilities are raised to at least the smallest normal float32.
     """
-    floor = float(np.finfo(np.float32).tiny)
-    p = np.maximum(probabilities.astype(np.float64), floor)
-    before = np.zeros_like(p)
-    before[:, 1:] = np.cumsum(p[:, :-1], axis=1)
-    after = np.zeros_like(p)
-    after[:, :-1] = np.cumsum(p[:, :0:-1], axis=1)[:, ::-1]
-    return np.asarray(np.log(p) - np.log(before + after), dtype=np.float32)
+    logs = np.log(np.maximum(probabilities.astype(np.float64), float(np.finfo(np.float32).tiny)))
+    return np.asarray(logs - logs.mean(axis=1, keepdims=True), dtype=np.float32)

@@ -78,7 +78,7 @@ class IndexWriter:
             repo: Its id.
             revision: Its revision.
             labels: One per output.
-            responses: Logits or log-odds over the index's probes, ``[n, outputs]``.
+            responses: Logits, or what stands for them, over the index's probes, ``[n, outputs]``.
 
         Returns:
             The usable outputs, and those left out with the reason.

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from engine.descriptors import (
     are_probabilities,
+    centred_log_probabilities,
     concept_descriptors,
-    log_odds,
     normalise,
     output_descriptors,
     top_responses,
@@ -139,17 +139,19 @@ def test_probabilities_are_recognised() -> None:
     assert not are_probabilities(np.ones((20, 1)))  # one output that always says 1 is no distribution over classes
 
 
-def test_log_odds_by_hand_and_without_cancellation() -> None:
-    p = np.array([[0.5, 0.3, 0.2], [1.0, 1e-12, 0.0]])
-    odds = log_odds(p)
-    assert odds[0] == pytest.approx([0.0, np.log(0.3 / 0.7), np.log(0.2 / 0.8)], abs=1e-6)
-    # next to 1, log(p / (1 - p)) is what the others leave: log(1 / 1e-12), not log(1 / 0)
-    assert odds[1, 0] == pytest.approx(np.log(1e12), rel=1e-6)
-    assert np.isfinite(odds).all()
+def test_centred_log_probabilities_by_hand() -> None:
+    got = centred_log_probabilities(np.array([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]))
+    # logs in units of log 2: -1, -2, -2, their mean -5/3
+    assert got[0] == pytest.approx(np.log(2) * np.array([2 / 3, -1 / 3, -1 / 3]), abs=1e-6)
+    assert np.isfinite(got).all()
+    half = centred_log_probabilities(np.array([[0.8, 0.2]]))
+    assert got.dtype == np.float32
+    assert half[0, 0] == pytest.approx(np.log(0.8 / 0.2) / 2)  # two outputs: half the log-odds
 
 
-def test_log_odds_of_a_softmax_are_the_logits_against_the_rest() -> None:
+def test_centred_log_probabilities_of_a_softmax_are_the_centred_logits() -> None:
     logits = np.random.default_rng(1).standard_normal((30, 6)) * 8
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    others = np.stack([np.log(np.exp(np.delete(logits, j, axis=1)).sum(1)) for j in range(6)], axis=1)
-    np.testing.assert_allclose(log_odds(p), logits - others, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        centred_log_probabilities(p.astype(np.float32)), logits - logits.mean(1, keepdims=True), atol=1e-4
+    )

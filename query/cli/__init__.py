@@ -1,0 +1,1 @@
+"""The ``hubhound`` command: one small module a command group, assembled lazily."""

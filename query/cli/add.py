@@ -1,0 +1,161 @@
+"""``hubhound index add``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from query.cli.output import bars, data, data_json, format_option, index_option, note, seconds, table
+
+if TYPE_CHECKING:
+    from indexers.adding import Outcome
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  hubhound index add --index zoo timm/resnet50.a1_in1k microsoft/resnet-18@main
+  hubhound index add --index zoo ./models            # a folder of folders in Hub layout
+  hubhound index add --index zoo @models.txt         # one id or folder a line
+"""
+)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@index_option
+@click.option("--max-size", default="4GB", show_default=True, help="Larger repositories are refused before download.")
+@click.option("--allow-pickle", is_flag=True, help="Also open .bin and .pt weights, restricted to tensors.")
+@click.option(
+    "--probes",
+    "probe_folder",
+    type=click.Path(),
+    help="Where the probe images are now, if they were moved.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(),
+    envvar="HUBHOUND_CACHE",
+    help="Where preprocessed probes are kept.  [env: HUBHOUND_CACHE; by default the user's cache folder]",
+)
+@click.option(
+    "--cache-size", default="20GB", show_default=True, help="Preprocessed probes used longest ago go beyond this."
+)
+@click.option(
+    "--device", default="auto", show_default=True, envvar="HUBHOUND_DEVICE", help="auto, cpu, cuda, cuda:1, mps."
+)
+@format_option
+def add(
+    models: tuple[str, ...],
+    index_path: str,
+    max_size: str,
+    allow_pickle: bool,
+    probe_folder: str | None,
+    cache: str | None,
+    cache_size: str,
+    device: str,
+    form: str,
+) -> None:
+    """Add MODELs to an index: Hub ids org/name[@revision], folders in Hub layout, folders of such folders, @FILE.
+
+    A model that cannot be indexed is recorded with the reason and the run goes on. The same revision again is a no-op.
+    Killing the run loses nothing that was finished; run it again to go on.
+    """
+    from engine.writer import IndexWriter
+    from indexers.adding import AddOptions, add_model
+    from indexers.sources import expand
+
+    sources = expand(models)
+    options = AddOptions(parse_size(max_size), allow_pickle)
+    limit = parse_size(cache_size)
+    outcomes: list[Outcome] = []
+    with IndexWriter(Path(index_path).expanduser()) as writer:
+        from engine.throughput import pick_device
+        from indexers.pixels import PixelCache
+        from indexers.prober import Prober
+
+        probes = writer.index.probes(Path(probe_folder) if probe_folder else None)
+        prober = Prober(probes, PixelCache(_cache_folder(cache) / "pixels", limit), pick_device(device))
+        try:
+            with bars() as bar:
+                overall = bar("models", "")
+                current = bar("", "")
+                overall(0, len(sources))
+                for source in sources:
+
+                    def tell(what: str, done: int, total: int, repo: str = source.repo) -> None:
+                        current(done, total, f"{repo}: {what}")
+
+                    outcomes.append(add_model(writer, prober, source, options, tell))
+                    writer.snapshot(force=False)
+                    overall(len(outcomes), len(sources))
+        finally:
+            writer.finish()
+    _report(outcomes, form)
+
+
+def _cache_folder(given: str | None) -> Path:
+    from platformdirs import user_cache_path
+
+    return Path(given).expanduser() if given else user_cache_path("hubhound")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 500MB or 4GB.
+
+    Raises:
+        BadParameter: It is not a size.
+    """
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
+    upper = text.strip().upper()
+    unit = next((name for name in units if upper.endswith(name)), "")
+    try:
+        value = float(upper.removesuffix(unit)) * units.get(unit, 1)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e18:
+        raise click.BadParameter(f"{text!r} is not a size such as 500MB or 4GB")
+    return int(value)
+
+
+def _report(outcomes: list[Outcome], form: str) -> None:
+    from indexers.adding import STAGES
+
+    indexed = [outcome for outcome in outcomes if outcome.state == "indexed"]
+    failures: dict[str, int] = {}
+    for outcome in outcomes:
+        if outcome.reason:
+            failures[outcome.reason] = failures.get(outcome.reason, 0) + 1
+    if form == "json":
+        entries = [
+            {
+                "model": o.repo,
+                "revision": o.revision,
+                "state": o.state.value,
+                "already": o.already,
+                "outputs": o.outputs,
+                "left_out": o.left_out,
+                "reason": o.reason,
+                "detail": o.detail,
+                "seconds": {stage: round(o.seconds.get(stage, 0.0), 3) for stage in STAGES},
+            }
+            for o in outcomes
+        ]
+        data_json({"models": entries, "failures": failures})
+    elif form == "quiet":
+        for outcome in indexed:
+            data(outcome.repo)
+    else:
+        rows = []
+        for o in outcomes:
+            state = "there already" if o.already else o.state.value
+            if o.left_out:
+                state += f", {o.left_out} outputs left out"
+            if o.detail:
+                state += f" ({o.reason}): {o.detail}"
+            rows.append([o.repo, str(o.outputs), *[seconds(o.seconds.get(s, 0.0)) for s in STAGES], state])
+        table(None, ["model", ("outputs", "right"), *[(f"{s} s", "right") for s in STAGES], "state"], rows)
+    note(
+        f"{len(indexed)} of {len(outcomes)} models are in the index"
+        + "".join(f"; {count} {reason}" for reason, count in sorted(failures.items()))
+    )
