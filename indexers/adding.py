@@ -1,0 +1,178 @@
+"""A run that adds models to an index: each is listed, fetched, loaded, probed and stored, or recorded with a reason."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from engine.errors import ModelError, ModelFailedError, ModelRefusedError, Reason
+from engine.schema import Model, ModelState
+from engine.writer import IndexWriter
+from indexers.prober import Prober
+from indexers.sources import ModelSource, fetch, revision_of
+
+STAGES = ("list", "fetch", "load", "decode", "probe", "store")
+"""What the seconds of a model are spent on."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, done, total)."""
+
+
+@dataclass
+class Outcome:
+    """What became of one model in a run.
+
+    Attributes:
+        repo: Its id.
+        revision: Its revision, once known.
+        state: ``indexed``, ``failed`` or ``refused``.
+        already: It was in the index at this revision; nothing was loaded.
+        outputs: In the index.
+        left_out: Outputs without information.
+        reason: Kind of failure.
+        detail: One line on it.
+        seconds: Per stage.
+    """
+
+    repo: str
+    revision: str | None = None
+    state: ModelState = ModelState.INDEXED
+    already: bool = False
+    outputs: int = 0
+    left_out: int = 0
+    reason: str | None = None
+    detail: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the time of a block to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class AddOptions:
+    """Limits of a run.
+
+    Attributes:
+        max_size_bytes: Larger repositories are refused before anything is downloaded.
+        allow_pickle: Also open ``.bin`` and ``.pt`` weights, restricted to tensors.
+        cache: Where downloads are kept; None for huggingface_hub's own place.
+    """
+
+    max_size_bytes: int
+    allow_pickle: bool = False
+    cache: Path | None = None
+
+
+def add_model(
+    writer: IndexWriter, prober: Prober, source: ModelSource, options: AddOptions, progress: Progress | None = None
+) -> Outcome:
+    """Adds one model; whatever is wrong with it is recorded, not raised.
+
+    Args:
+        writer: The index.
+        prober: Over the index's probes.
+        source: The model.
+        options: Limits.
+        progress: Told what is being done.
+
+    Raises:
+        StoreError: The index cannot be written.
+        OSError: Likewise.
+        ProbeError: A probe can no longer be read.
+    """
+    outcome = Outcome(source.repo)
+    try:
+        _add(writer, prober, source, options, progress, outcome)
+    except ModelError as error:
+        outcome.state = ModelState.REFUSED if isinstance(error, ModelRefusedError) else ModelState.FAILED
+        outcome.reason, outcome.detail = error.reason.value, error.detail
+        outcome.revision = outcome.revision or error.revision
+        writer.record(
+            Model(
+                repo=source.repo,
+                revision=outcome.revision or "unknown",
+                state=outcome.state,
+                reason=outcome.reason,
+                detail=outcome.detail,
+            )
+        )
+    return outcome
+
+
+def _add(
+    writer: IndexWriter,
+    prober: Prober,
+    source: ModelSource,
+    options: AddOptions,
+    progress: Progress | None,
+    outcome: Outcome,
+) -> None:
+    def tell(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(what, done, total) if progress else None
+
+    tell("looking up")(0, 0)
+    with outcome.timed("list"):
+        revision, _ = revision_of(source)
+    outcome.revision = revision
+    known = writer.store.model(source.repo)
+    if known is not None and known.state is ModelState.INDEXED and known.revision == revision:
+        outcome.already, outcome.outputs, outcome.left_out = True, known.outputs, len(known.left_out)
+        return
+    tell("fetching")(0, 0)
+    with outcome.timed("fetch"):
+        repository = fetch(
+            source,
+            revision,
+            max_size_bytes=options.max_size_bytes,
+            allow_pickle=options.allow_pickle,
+            cache=options.cache,
+        )
+    from indexers.loaders import load  # imports torch: not for models that are refused or in the index already
+
+    tell("loading")(0, 0)
+    with outcome.timed("load"):
+        loaded = load(repository, allow_pickle=options.allow_pickle)
+    responses = prober.probe(loaded, tell("decoding probes"), tell("probing"))
+    outcome.seconds["decode"], outcome.seconds["probe"] = responses.decode_s, responses.forward_s
+    tell("storing")(0, 0)
+    with outcome.timed("store"):
+        count = responses.values.shape[1]
+        labels = (*loaded.labels[:count], *[None] * (count - len(loaded.labels)))
+        table, left_out = writer.describe(loaded.repo, revision, labels, responses.values)
+        if not len(table):
+            finite = bool(np.isfinite(responses.values).any())
+            raise ModelFailedError(
+                Reason.NO_USABLE_OUTPUT,
+                f"all {count} outputs are {'the same for every probe' if finite else 'NaN or infinite'}",
+                loaded.repo,
+                revision,
+            )
+        model = Model(
+            repo=loaded.repo,
+            revision=revision,
+            library=loaded.library,
+            architecture=loaded.architecture,
+            parameters=loaded.parameters,
+            input_size=loaded.preprocessing.size,
+            licence=loaded.licence,
+            tags=loaded.tags,
+            downloads=loaded.downloads,
+            likes=loaded.likes,
+            outputs=len(table),
+            left_out=left_out,
+            probabilities=responses.probabilities,
+        )
+        keep = writer.index.manifest.responses == "keep"
+        writer.put(model, table, responses.values if keep else None)
+    outcome.outputs, outcome.left_out = len(table), len(left_out)

@@ -1,0 +1,122 @@
+"""Models in local folders in Hub layout."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from engine.errors import Reason
+from indexers.loaders.base import Metadata, Repository
+from indexers.loaders.declined import Declined, naming, stage
+from indexers.loaders.layout import (
+    CARD,
+    CONFIG,
+    PREPROCESSOR_CONFIGS,
+    Weights,
+    check_size,
+    files_in,
+    library_of,
+    read_json,
+    weights_in,
+)
+
+MAX_CARD_BYTES = 2**20
+"""Largest model card whose header is read."""
+
+
+def revision_of(repo: str, folder: Path) -> tuple[str, Metadata]:
+    """Hash what matters in a model's folder.
+
+    Args:
+        repo: Id, ``org/name``.
+        folder: The folder.
+
+    Returns:
+        40 hex digits, of the SHA-256 over names and contents of configs, card and weights; and what the card states.
+
+    Raises:
+        ModelFailedError: If the folder is gone or cannot be read.
+    """
+    with naming(repo, None), stage(Reason.MISSING):
+        names = files_in(folder)
+        try:
+            weights = weights_in(folder, allow_pickle=True)
+        except Declined:  # the model gets a revision all the same, to be remembered by
+            weights = Weights(())
+        relevant = {CONFIG, CARD, *PREPROCESSOR_CONFIGS, *weights.files, weights.index}
+        digest = hashlib.sha256()
+        for name in names:
+            if name not in relevant:
+                continue
+            digest.update(f"{name}\0".encode())
+            if _escapes(folder, name):
+                digest.update(b"a link to elsewhere\0")
+                continue
+            with (folder / name).open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:40], _metadata(folder)
+
+
+def fetch(repo: str, revision: str, folder: Path, *, max_size_bytes: int, allow_pickle: bool) -> Repository:
+    """Check that a loader may use a model's folder.
+
+    Args:
+        repo: Id, ``org/name``.
+        revision: Content hash of the folder.
+        folder: The folder.
+        max_size_bytes: Refuse models with larger files.
+        allow_pickle: Whether weights may be pickles where there is nothing else.
+
+    Raises:
+        ModelRefusedError: If it is no image classifier, needs remote code, is too large or pickled only.
+        ModelFailedError: If it has no weights, a broken config, or files that are links to elsewhere.
+    """
+    with naming(repo, revision), stage(Reason.MISSING):
+        names = files_in(folder)
+        _check_links(folder, [CONFIG, *PREPROCESSOR_CONFIGS], Reason.BROKEN_CONFIG)
+        library_of(read_json(folder / CONFIG), names)
+        weights = weights_in(folder, allow_pickle=allow_pickle)
+        _check_links(folder, [*weights.files, *([weights.index] if weights.index else [])], Reason.BROKEN_WEIGHTS)
+        check_size(sum((folder / name).stat().st_size for name in weights.files), max_size_bytes)
+    return Repository(repo, revision, folder, _metadata(folder))
+
+
+def _check_links(folder: Path, names: list[str], reason: Reason) -> None:
+    for name in names:
+        if (folder / name).exists() and _escapes(folder, name):
+            raise Declined(reason, f"{name} is a link out of the model's folder, which is not followed")
+
+
+def _escapes(folder: Path, name: str) -> bool:
+    return not (folder / name).resolve().is_relative_to(folder.resolve())
+
+
+def _metadata(folder: Path) -> Metadata:
+    card = folder / CARD
+    if not card.is_file() or card.stat().st_size > MAX_CARD_BYTES or _escapes(folder, CARD):
+        return Metadata()
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        stated = metadata_load(card) or {}
+    except Exception:  # a card is written by people, and nothing depends on it
+        return Metadata()
+    library = stated.get("library_name")
+    tags = stated.get("tags")
+    return replace(
+        Metadata(),
+        licence=licence_of(stated.get("license")),
+        tags=tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else (),
+        library=library if isinstance(library, str) else None,
+    )
+
+
+def licence_of(stated: object) -> str | None:
+    """Bring the licence as cards state it into one line.
+
+    Args:
+        stated: An id, a list of ids, or nothing.
+    """
+    ids = [item for item in (stated if isinstance(stated, list) else [stated]) if isinstance(item, str) and item]
+    return ", ".join(ids) or None
