@@ -79,13 +79,15 @@ def console() -> Console:
     return Console(stderr=True)
 
 
-def table(title: str | None, columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
+def table(
+    title: str | None, columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str | Sequence[str]]]
+) -> None:
     """Writes a table to standard output; lines are not cut where the output is not a terminal.
 
     Args:
         title: Above the table.
         columns: Headings; a pair adds the justification.
-        rows: Cells; text is taken as it is, never as markup.
+        rows: Cells, each a text or several lines; text is taken as it is, never as markup.
     """
     from rich.console import Console
     from rich.text import Text
@@ -96,7 +98,7 @@ def table(title: str | None, columns: Sequence[str | tuple[str, str]], rows: Ite
         name, justify = column if isinstance(column, tuple) else (column, "left")
         view.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        view.add_row(*[Text(_printable(cell)) for cell in row])
+        view.add_row(*[Text("\n".join(map(_printable, [cell] if isinstance(cell, str) else cell))) for cell in row])
     out.print(view)
 
 

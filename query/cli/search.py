@@ -78,9 +78,9 @@ def _folder(path: str) -> Path:
 
 
 def _show(result: ConceptResult, explain: bool) -> None:
-    rows = []
+    rows: list[list[str | list[str]]] = []
     for hit in result.hits:
-        row = [
+        row: list[str | list[str]] = [
             str(hit.rank),
             hit.model,
             str(hit.output),
@@ -89,7 +89,7 @@ def _show(result: ConceptResult, explain: bool) -> None:
             f"{hit.percentile:.1f}%",
         ]
         if explain:
-            row.append("\n".join(f"{p.file}  {p.response:+.1f} / {p.concept:+.1f}" for p in hit.probes or ()))
+            row.append([f"{p.file}  {p.response:+.1f} / {p.concept:+.1f}" for p in hit.probes or ()])
         rows.append(row)
     columns: list[str | tuple[str, str]] = [
         ("", "right"),
