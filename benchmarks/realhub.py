@@ -13,8 +13,13 @@ Prints a table and, as its last line, one JSON object.
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # what the command line sets before torch is loaded
+
 import argparse
 import csv
+import functools
 import json
 import sys
 import tempfile
@@ -92,6 +97,7 @@ def measure(realhub: Path, work: Path, small: bool) -> None:
     classes = rows_of(index, truth)
     barred = barred_names(realhub, names)
 
+    @functools.cache
     def background(seed: int, key: str) -> Background:
         drawn = draw_background(500, seed, barred)
         return Background(drawn, concept_descriptors(encoder.encode_texts(drawn, TEMPLATES[key]), probes))

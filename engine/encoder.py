@@ -99,7 +99,7 @@ class ConceptEncoder:
         rows = []
         with torch.inference_mode(), _quiet():
             for start in range(0, len(prompts), _TEXT_BATCH):
-                tokens = self._tokenizer(prompts[start : start + _TEXT_BATCH]).to(self.device)
+                tokens = self._trimmed(self._tokenizer(prompts[start : start + _TEXT_BATCH])).to(self.device)
                 rows.append(self._model.encode_text(tokens, normalize=True).float().cpu().numpy())
         stacked = np.concatenate(rows).reshape(len(texts), len(templates), -1)
         return normalise(stacked.mean(axis=1, dtype=np.float64))
@@ -134,6 +134,20 @@ class ConceptEncoder:
             pass
         self._way = runner.way
         return normalise(np.concatenate(rows)) if rows else np.zeros((0, self.dimension), np.float32)
+
+    def _trimmed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Leaves out columns that are padding in every row, where the tower masks padding: up to ten times faster.
+
+        Only Hugging Face towers do; CLIP's own pool or attend by position, so their rows stay as long as they are.
+        """
+        from open_clip.hf_model import HFTextEncoder
+
+        tower = getattr(self._model, "text", None)
+        pad = getattr(getattr(tower, "config", None), "pad_token_id", None)
+        if not isinstance(tower, HFTextEncoder) or pad is None:
+            return tokens
+        used = (tokens != pad).any(dim=0).nonzero()
+        return tokens[:, : int(used.max()) + 1] if len(used) else tokens
 
     def _refuse_unknown(self, texts: Sequence[str]) -> None:
         """A text of which the vocabulary knows nothing would get the embedding of nothing."""
