@@ -14,7 +14,8 @@ from engine.scan import HEAD, ROUNDING, Intervals, Query, ScanArrays
 
 _MATHS = {"reassoc", "contract", "arcp", "nsz"}  # sums may be reordered, which is what lets them use vector registers
 _HEAD = HEAD
-_BLOCK = 512
+_BLOCK = 512  # rows
+_LIKELY = 64  # one probe in so many is very similar to a concept
 
 
 @numba.njit
@@ -53,61 +54,80 @@ def _add(i, low, high, beat, rows, lower, upper, count):  # type: ignore[no-unty
     return True
 
 
-def _compile(uniform: bool, dual: bool):  # type: ignore[no-untyped-def]
+def _compile(uniform: bool, dual: bool):  # type: ignore[no-untyped-def]  # noqa: PLR0915
     """The kernel of one method: what the method is must be known to the compiler for the inner loops to be tight."""
 
     @numba.njit(nogil=True, cache=True, fastmath=_MATHS)
-    def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0912 - a kernel is one loop
+    def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915 - a kernel is one loop
         head_idx, head_z, tail_idx, tail_z, h, s, g, q, code, scale, error, concepts, direction, step, length, missed,
-        mask, start, stop, heap, rows, lower, upper, count,
+        likely, mask, start, stop, heap, rows, lower, upper, count,
     ):  # fmt: skip
         """Fills the candidate lists; returns the row at which a list was full, or ``stop``."""
-        for first in range(start, stop, _BLOCK):  # so few rows that all concepts find them in the cache
-            last = min(first + _BLOCK, stop)
-            for c in range(np.uint64(concepts.shape[0])):
-                for i in range(np.uint64(first), np.uint64(last)):
-                    if mask.shape[0] and not mask[i]:
-                        continue
-                    beat = heap[c, 0]
-                    other, doubt = np.float32(0), np.float32(0)  # the global part and its possible error, times s
-                    if dual:
-                        whole = np.int32(0)
-                        for j in range(np.uint64(code.shape[1])):
-                            whole = np.int32(whole + np.int32(np.int32(code[i, j]) * np.int32(direction[c, j])))
-                        weight = np.float32(LAMBDA) * s[i] / q[i]
-                        other = (np.float32(whole) * step[c] * scale[i] - g[i]) * weight
-                        doubt = (error[i] * length[c] + scale[i] * missed[c] + np.float32(ROUNDING)) * weight
-                        beat *= s[i]
-                    # The margin times s is h - distance + other: only a distance within reach beats the k-th best.
-                    reach = (h[i] + other + doubt - beat) * np.float32(1 + 4 * ROUNDING) + np.float32(ROUNDING) * h[i]
-                    if reach < 0:
-                        continue
-                    peak = head_z[i, 0] + head_z[i, 0]
-                    unit = np.float32(1) if uniform else peak * peak * peak
-                    limit = reach * reach * unit
-                    # Cubic weights are times (2 max z)^3 here, for z + |z| is 2 max(z, 0) without a branch.
-                    square = np.float32(0)
-                    for j in range(np.uint64(_HEAD)):
-                        gap = head_z[i, j] - concepts[c, head_idx[i, j]]
-                        twice = head_z[i, j] + abs(head_z[i, j])
-                        square += gap * gap if uniform else twice * twice * twice * (gap * gap)
-                    if square > limit:
-                        continue
-                    for j in range(np.uint64(tail_z.shape[1])):
-                        gap = tail_z[i, j] - concepts[c, tail_idx[i, j]]
-                        twice = tail_z[i, j] + abs(tail_z[i, j])
-                        square += gap * gap if uniform else twice * twice * twice * (gap * gap)
-                    if square > limit:
-                        continue
-                    distance = np.sqrt(square / unit)
-                    slack = np.float32(ROUNDING) * (h[i] + distance) + doubt
-                    margin = h[i] - distance + other
-                    if dual:
-                        margin, slack = margin / s[i], slack / s[i]
-                    if margin - slack > heap[c, 0]:
-                        _push(heap[c], margin - slack)
-                    if not _add(i, margin - slack, margin + slack, heap[c, 0], rows[c], lower[c], upper[c], count[c]):
-                        return np.int64(i)
+        # First only outputs whose strongest probe is one that the concept is very similar to: few, but nearly all that
+        # matter, so that the k-th best is high before the others come.
+        for first_sweep in (True, False):
+            for block in range(start, stop, _BLOCK):  # so few rows that all concepts find them in the cache
+                for c in range(np.uint64(concepts.shape[0])):
+                    for i in range(np.uint64(block), np.uint64(min(block + _BLOCK, stop))):
+                        if first_sweep and concepts[c, head_idx[i, 0]] < likely[c]:
+                            continue
+                        if mask.shape[0] and not mask[i]:
+                            continue
+                        beat = heap[c, 0]
+                        other, doubt = np.float32(0), np.float32(0)  # the global part and its possible error, times s
+                        if dual:
+                            whole = np.int32(0)
+                            for j in range(np.uint64(code.shape[1])):
+                                whole = np.int32(whole + np.int32(np.int32(code[i, j]) * np.int32(direction[c, j])))
+                            weight = np.float32(LAMBDA) * s[i] / q[i]
+                            other = (np.float32(whole) * step[c] * scale[i] - g[i]) * weight
+                            doubt = (error[i] * length[c] + scale[i] * missed[c] + np.float32(ROUNDING)) * weight
+                            beat *= s[i]
+                        # The margin times s is h - distance + other: only a distance within reach beats the k-th best.
+                        reach = (h[i] + other + doubt - beat) * np.float32(1 + 4 * ROUNDING)
+                        reach += np.float32(ROUNDING) * h[i]
+                        if reach < 0:
+                            continue
+                        peak = head_z[i, 0] + head_z[i, 0]
+                        unit = np.float32(1) if uniform else peak * peak * peak
+                        limit = reach * reach * unit
+                        # Cubic weights are times (2 max z)^3 here, for z + |z| is 2 max(z, 0) without a branch.
+                        square = np.float32(0)
+                        for j in range(np.uint64(_HEAD)):
+                            gap = head_z[i, j] - concepts[c, head_idx[i, j]]
+                            twice = head_z[i, j] + abs(head_z[i, j])
+                            square += gap * gap if uniform else twice * twice * twice * (gap * gap)
+                        if square > limit:
+                            continue
+                        # In steps of one constant length: the compiler unrolls them, and few rows see the last.
+                        at, end = np.uint64(0), np.uint64(tail_z.shape[1])
+                        while at + np.uint64(_HEAD) <= end and square <= limit:
+                            for j in range(np.uint64(_HEAD)):
+                                gap = tail_z[i, at + j] - concepts[c, tail_idx[i, at + j]]
+                                twice = tail_z[i, at + j] + abs(tail_z[i, at + j])
+                                square += gap * gap if uniform else twice * twice * twice * (gap * gap)
+                            at += np.uint64(_HEAD)
+                        if square > limit:
+                            continue
+                        for j in range(at, end):
+                            gap = tail_z[i, j] - concepts[c, tail_idx[i, j]]
+                            twice = tail_z[i, j] + abs(tail_z[i, j])
+                            square += gap * gap if uniform else twice * twice * twice * (gap * gap)
+                        if square > limit:
+                            continue
+                        distance = np.sqrt(square / unit)
+                        slack = np.float32(ROUNDING) * (h[i] + distance) + doubt
+                        margin = h[i] - distance + other
+                        if dual:
+                            margin, slack = margin / s[i], slack / s[i]
+                        counted = not first_sweep and concepts[c, head_idx[i, 0]] >= likely[c]
+                        if margin - slack > heap[c, 0] and not counted:
+                            _push(heap[c], margin - slack)
+                        if first_sweep:
+                            continue  # its turn comes: here it only had to raise the k-th best
+                        low, high, best = margin - slack, margin + slack, heap[c, 0]
+                        if not _add(i, low, high, best, rows[c], lower[c], upper[c], count[c]):
+                            return np.int64(i)
         return np.int64(stop)
 
     return scan
@@ -125,6 +145,9 @@ def visit(
     allowed = np.zeros(0, np.bool_) if mask is None else mask
     k = min(k, stop - start)
     capacity = max(4_096, 8 * k)
+    # Few outputs are not worth two visits.
+    last = max(query.z.shape[1] - 1 - query.z.shape[1] // _LIKELY, 0)
+    likely = np.partition(query.z, last, axis=1)[:, last] if stop - start > capacity else np.full(c, np.inf, np.float32)
     while True:
         heap = np.full((c, max(k, 1)), np.finfo(np.float32).min / 4, np.float32)
         rows = np.empty((c, capacity), np.int64)
@@ -134,7 +157,7 @@ def visit(
         end = _SCANS[method](
             arrays.head_idx, arrays.head_z, arrays.tail_idx, arrays.tail_z, h, arrays.s, arrays.g, arrays.q,
             arrays.code, arrays.scale, arrays.error, query.z, query.direction, query.step, query.length, query.missed,
-            allowed, start, stop, heap, rows, lower, upper, count,
+            likely, allowed, start, stop, heap, rows, lower, upper, count,
         )  # fmt: skip
         if end == stop:
             break

@@ -48,9 +48,7 @@ class Model(Record):
     likes: int | None = Field(default=None, ge=0)
     outputs: int = Field(default=0, ge=0, description="Outputs in the index (those left out are not counted).")
     left_out: tuple[LeftOut, ...] = ()
-    probabilities: bool = Field(
-        default=False, description="It answers probabilities; their centred logs were used."
-    )
+    probabilities: bool = Field(default=False, description="It answers probabilities; their centred logs were used.")
     state: ModelState = ModelState.INDEXED
     reason: str | None = Field(default=None, description="Kind of failure or refusal, for counting.")
     detail: str | None = Field(default=None, description="One line on the failure, for a person.")
