@@ -55,14 +55,13 @@ def measure(work: Path, options: argparse.Namespace) -> None:
     model_folder = options.model or random_model(work / "models" / "timm" / "lite0")
     spec = str(options.probes) if options.probes else f"dead-leaves:{64 if options.small else 400}"
     probes = gather(spec, work / "probes")
-    if options.small:
-        probes = replace(probes, probes=probes.probes[:64])
+    probes = replace(probes, probes=probes.probes[: 64 if options.small else 400])
     (source,) = expand([str(model_folder)])
     repository = fetch(source, revision_of(source)[0], max_size_bytes=10**10, allow_pickle=False)
     rates: dict[str, float] = {}
     grid(model_folder, options.small, rates)
     probed = []
-    for _ in range(1 if options.small else 3):
+    for _ in range(1 if options.small else 2):
         cache = PixelCache(work / f"pixels{len(probed)}")
         prober = Prober(probes, cache, pick_device("cpu"))
         first = prober.probe(load(repository))
@@ -128,7 +127,7 @@ def bare(model_folder: Path, small: bool) -> None:
         best = float("inf")
         with torch.inference_mode():
             module(ready[0])
-            for _ in range(2 if small else 3):
+            for _ in range(2):
                 started = time.perf_counter()
                 for part in ready:
                     loaded.forward(module, part)

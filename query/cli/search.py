@@ -68,7 +68,7 @@ def search(
     else:
         for result in answer.results:
             _show(result, explain)
-        _summary(answer)
+        _summary(answer, index_path, bool(conditions))
 
 
 def _folder(path: str) -> Path:
@@ -104,5 +104,10 @@ def _show(result: ConceptResult, explain: bool) -> None:
     table(result.query.text, columns, rows)
 
 
-def _summary(answer: SearchAnswer) -> None:
-    note(f"{answer.searched:,} outputs searched exactly in {answer.seconds * 1000:,.0f} ms")
+def _summary(answer: SearchAnswer, index_path: str, filtered: bool) -> None:
+    if answer.searched:
+        note(f"{answer.searched:,} outputs searched exactly in {answer.seconds * 1000:,.0f} ms")
+    elif filtered:
+        note("no output in the index satisfies --where")
+    else:
+        note(f"the index is empty: add models with 'hubhound index add --index {index_path} MODEL...'")

@@ -60,10 +60,11 @@ def test_concepts_are_found(zoo: tuple[Path, set[int]]) -> None:
     assert answer.searched == 2001
     right = np.array([[truth.get((h.model, h.output)) == c for h in r.hits] for c, r in enumerate(answer.results)])
     mask = np.array([c in seen for c in range(1000)])
-    # Measured 93 / 98 and 29 / 56; chance is 0.1.
+    # Measured with these 240 probes: seen 89.6 / 96.7, unseen 22.1 / 48.3; chance is 0.1.
     assert right[mask, 0].mean() > 0.85
     assert right[mask].any(axis=1).mean() > 0.93
-    assert right[~mask, 0].mean() > 0.2
+    assert right[~mask, 0].mean() > 0.17
+    assert right[~mask].any(axis=1).mean() > 0.4
     assert verify(folder) == []
 
 

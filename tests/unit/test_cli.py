@@ -216,6 +216,17 @@ def test_verify_and_models(zoo: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "responses are missing" in capsys.readouterr().out
 
 
+def test_finding_nothing_says_why(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["search", "cat", "--index", str(zoo), "--where", "library=onnx"]) == 0
+    assert "no output in the index satisfies --where" in capsys.readouterr().err
+    empty = make_index(tmp_path / "new" / "zoo")
+    with IndexWriter(empty.folder) as writer:
+        writer.finish()
+    empty.embed(["cat"], encode)
+    assert run(["search", "cat", "--index", str(empty.folder)]) == 0
+    assert "the index is empty: add models" in capsys.readouterr().err
+
+
 def test_info_in_every_form(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["index", "info", "--index", str(zoo), "--format", "json"]) == 0
     facts = json.loads(capsys.readouterr().out)
