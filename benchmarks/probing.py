@@ -23,6 +23,10 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from indexers.loaders import LoadedModel
 
 GRID = tuple(itertools.product((4, 8, 16, 32), (True, False), (1, 2)))
 
@@ -36,14 +40,21 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.grid:
-        bare(options.grid, options.small)
+        from indexers.loaders import load
+        from indexers.sources import expand, fetch, revision_of
+
+        (source,) = expand([str(options.grid)])
+        rates: dict[str, float] = {}
+        repository = fetch(source, revision_of(source)[0], max_size_bytes=10**10, allow_pickle=False)
+        bare(load(repository), options.small, "spin", rates)
+        print(json.dumps(rates))
         return
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), options)
 
 
 def measure(work: Path, options: argparse.Namespace) -> None:
-    """Runs grid, prober and grid again, in turn, and prints."""
+    """Runs the grid and the prober in turn and prints."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # what the command line sets before torch is loaded
     from engine.probes import gather
     from engine.throughput import pick_device
@@ -59,16 +70,16 @@ def measure(work: Path, options: argparse.Namespace) -> None:
     (source,) = expand([str(model_folder)])
     repository = fetch(source, revision_of(source)[0], max_size_bytes=10**10, allow_pickle=False)
     rates: dict[str, float] = {}
-    grid(model_folder, options.small, rates)
     probed = []
-    for _ in range(1 if options.small else 2):
+    for _ in range(1 if options.small else 3):  # in turn, so that a slow moment of the machine hits both
+        bare(load(repository), options.small, "sleep", rates)
         cache = PixelCache(work / f"pixels{len(probed)}")
         prober = Prober(probes, cache, pick_device("cpu"))
         first = prober.probe(load(repository))
         decoded = cache.decoded
         second = prober.probe(load(repository))
         probed.append((first, second, cache.decoded - decoded))
-    grid(model_folder, options.small, rates)
+    spinning(model_folder, options.small, rates)
 
     best = max(rates, key=lambda name: rates[name])
     n = len(probes)
@@ -95,30 +106,20 @@ def measure(work: Path, options: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
-def grid(model_folder: Path, small: bool, rates: dict[str, float]) -> None:
-    """Best rates of the bare loop, in a process of its own for each OpenMP policy."""
-    for policy in ("ACTIVE", "PASSIVE"):
-        environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-        if policy == "PASSIVE":
-            environment["OMP_WAIT_POLICY"] = policy
-        command = [sys.executable, __file__, "--grid", str(model_folder), *(["--small"] if small else [])]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        for name, rate in json.loads(done.stdout.splitlines()[-1]).items():
-            key = f"{name}, idle threads {'sleep' if policy == 'PASSIVE' else 'spin'}"
-            rates[key] = max(rate, rates.get(key, 0.0))
+def spinning(model_folder: Path, small: bool, rates: dict[str, float]) -> None:
+    """The bare loop in a process of its own whose idle threads spin, as torch has it."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    command = [sys.executable, __file__, "--grid", str(model_folder), *(["--small"] if small else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    rates |= json.loads(done.stdout.splitlines()[-1])
 
 
-def bare(model_folder: Path, small: bool) -> None:
-    """The peer: images per second of each way of the grid, over ready tensors."""
+def bare(loaded: LoadedModel, small: bool, idle: str, rates: dict[str, float]) -> None:
+    """The peer: best images per second of each way of the grid, over ready tensors."""
     import torch
 
-    from indexers.loaders import load
-    from indexers.sources import expand, fetch, revision_of
-
-    (source,) = expand([str(model_folder)])
-    loaded = load(fetch(source, revision_of(source)[0], max_size_bytes=10**10, allow_pickle=False))
     images = torch.randn(32, 3, *loaded.preprocessing.size)
-    rates = {}
+    threads_before = torch.get_num_threads()
     for batch, last, threads in GRID if not small else [way for way in GRID if way[0] in {4, 16}]:
         layout = torch.channels_last if last else torch.contiguous_format
         module = loaded.module.to(memory_format=layout)
@@ -132,10 +133,10 @@ def bare(model_folder: Path, small: bool) -> None:
                 for part in ready:
                     loaded.forward(module, part)
                 best = min(best, time.perf_counter() - started)
-        rates[f"batch {batch:2}, {'channels_last' if last else 'contiguous   '}, {threads} threads"] = (
-            len(images) / best
-        )
-    print(json.dumps(rates))
+        shape = "channels_last" if last else "contiguous"
+        name = f"batch {batch}, {shape}, {threads} threads, idle threads {idle}"
+        rates[name] = max(len(images) / best, rates.get(name, 0.0))
+    torch.set_num_threads(threads_before)
 
 
 def random_model(folder: Path) -> Path:

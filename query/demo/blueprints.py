@@ -49,9 +49,10 @@ _RESIDUAL = Blueprint(
     "ResNet",
     _WHOLE,
     {"embedding_size": 24, "hidden_sizes": [24, 48, 96], "depths": [1, 1, 1], "layer_type": "basic"},
+    pace=0.65,
 )
 _NARROW = Blueprint("resnet18", "timm", "resnet18", _WHOLE, {"layers": [1, 1, 1, 1], "channels": [24, 48, 64, 96]})
-_DEEP_STEM = Blueprint("resnetd", "timm", "test_resnet", _CENTRE)
+_DEEP_STEM = Blueprint("resnetd", "timm", "test_resnet", _CENTRE, pace=0.75)
 
 BLUEPRINTS: tuple[Blueprint, ...] = (
     _DEEP_STEM,
@@ -63,6 +64,7 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
         "RegNet",
         _WHOLE,
         {"embedding_size": 24, "hidden_sizes": [24, 48, 96], "depths": [1, 1, 1], "groups_width": 24},
+        pace=1.2,
     ),
     Blueprint("efficientnet", "timm", "test_efficientnet", _WHOLE, pace=1.2),
     Blueprint(
@@ -105,13 +107,14 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
         },
         pace=1.4,
     ),
-    Blueprint("byobnet", "timm", "test_byobnet", _LARGE),
+    Blueprint("byobnet", "timm", "test_byobnet", _LARGE, pace=0.7),
     Blueprint(
         "bottleneck",
         "transformers",
         "ResNet",
         _CENTRE,
         {"embedding_size": 24, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1], "layer_type": "bottleneck"},
+        pace=1.2,
     ),
     _DEEP_STEM,
     Blueprint(
@@ -126,6 +129,7 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
             "layer_type": "preactivation",
             "num_groups": 8,
         },
+        pace=1.3,
     ),
     _NARROW,
     _RESIDUAL,

@@ -25,9 +25,9 @@ PREPROCESSING = Preprocessing(40, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 _DIMENSION = 64
 _CONTEXT_LENGTH = 20
 _BATCH = 64
-_RATE, _ADAM_RATE = 0.04, 5e-3
-_SHARPNESS = 16.0
-_FACET_WEIGHTS = (1.0, 0.25, 0.15, 0.15)
+_RATE, _ADAM_RATE = 0.04, 0.02
+_SHARPNESS = 7.0
+_FACET_WEIGHTS = (1.0, 0.15, 0.08, 0.08)
 _MODEL: dict[str, Any] = {
     "embed_dim": _DIMENSION,
     "vision_cfg": {

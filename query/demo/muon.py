@@ -10,7 +10,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 4
 
 
-def one_cycle(step: int, steps: int, warm_up: float = 0.2) -> float:
+def one_cycle(step: int, steps: int, warm_up: float = 0.08) -> float:
     """Gives a learning rate's factor: it rises in a straight line, then falls along half a cosine.
 
     Args:

@@ -28,7 +28,7 @@ from query.demo.gallery import draw_gallery
 from query.demo.hub_folder import save_classifier
 from query.demo.world import CONCEPTS, draw
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same specification would make another world."""
 
 T = TypeVar("T")
@@ -75,8 +75,8 @@ class WorldSpec:
             drawings=120,
             drawing_px=48,
             held_out=20,
-            encoder_steps=360,
-            classifier_steps=290,
+            encoder_steps=320,
+            classifier_steps=300,
         )
 
     @classmethod
@@ -176,14 +176,17 @@ def build_world(folder: Path, spec: WorldSpec, progress: bool = True) -> World:
                 f"{folder} holds {strangers[0]}, which is no part of a drawn world: choose another folder."
             )
         building = folder.parent / f".{folder.name}.building"
+        replaced = folder.parent / f".{folder.name}.replaced"
         shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
         try:
             accuracies = _Build(building, spec, progress).run()
             if folder.exists():
-                shutil.rmtree(folder)
+                folder.rename(replaced)  # whole until the moment the new one takes its place
             building.rename(folder)
         finally:
             shutil.rmtree(building, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
         return _open_world(folder, *accuracies)
 
 
