@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,8 +80,9 @@ def add(
         try:
             with bars() as bar:
                 overall = bar("models", "")
-                current = bar("", "")
+                current = bar("", "images")
                 overall(0, len(sources))
+                started = time.monotonic()
                 for source in sources:
 
                     def tell(what: str, done: int, total: int, repo: str = source.repo) -> None:
@@ -88,7 +90,9 @@ def add(
 
                     outcomes.append(add_model(writer, prober, source, options, tell))
                     writer.snapshot(force=False)
-                    overall(len(outcomes), len(sources))
+                    done = sum(outcome.outputs for outcome in outcomes if not outcome.already)
+                    rate = done / (time.monotonic() - started)
+                    overall(len(outcomes), len(sources), f"models, {done:,} outputs, {rate:,.0f} outputs/s")
         finally:
             writer.finish()
     _report(outcomes, form)

@@ -155,8 +155,10 @@ def bars() -> Iterator[Callable[[str, str], Advance]]:
             task = live.add_task(description, total=None, rate="")
 
             def advance(done: int, total: int, text: str | None = None, /) -> None:
-                if text is not None and text != live.tasks[live.task_ids.index(task)].description:
-                    live.reset(task, description=text)
+                now = live.tasks[live.task_ids.index(task)]
+                if text is not None and text != now.description:
+                    # Another thing is being counted when it starts again from less: its rate and time are its own.
+                    live.reset(task, description=text) if done < now.completed else live.update(task, description=text)
                 speed = live.tasks[live.task_ids.index(task)].speed
                 rate = f"{speed:,.0f} {unit}/s" if speed and unit else ""
                 live.update(task, completed=done, total=total or None, rate=rate)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from engine.encoder import ConceptEncoder
 from engine.errors import HubhoundError, InputError
@@ -21,6 +26,7 @@ from query.cli.main import run
 from query.demo import run as demo
 from query.demo.training import World, WorldSpec, build_world
 from query.search import Searcher, SearchRequest
+from tests.support.hub_server import HubServer
 
 pytestmark = pytest.mark.slow
 
@@ -138,6 +144,87 @@ def test_the_commands_find_what_the_models_know(
     (zoo / "manifest.json").write_text(manifest)
     assert run(["search", "never asked before", "--index", str(zoo)]) == 1
     assert "encoder" in capsys.readouterr().err
+
+
+def test_rebuilding_with_another_encoder_runs_no_model(
+    drawn_world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, other = tmp_path / "zoo", tmp_path / "encoder"
+    background = str(drawn_world.background)
+    create = ["index", "create", "--probes", str(drawn_world.probes), "--background", background]
+    assert run([*create, "--index", str(zoo), "--encoder", f"open_clip:local-dir:{drawn_world.encoder}"]) == 0
+    assert run(["index", "add", "--index", str(zoo), "--cache", str(tmp_path / "c"), str(drawn_world.models)]) == 0
+    shutil.copytree(drawn_world.encoder, other)
+    weights = load_file(other / "open_clip_model.safetensors")
+    rng = torch.Generator().manual_seed(0)
+    changed = {
+        k: v + 0.02 * v.std() * torch.randn(v.shape, generator=rng) if v.numel() > 1 else v for k, v in weights.items()
+    }
+    save_file(changed, other / "open_clip_model.safetensors")
+    spec = f"open_clip:local-dir:{other}"
+    fresh, rebuilt = tmp_path / "fresh", tmp_path / "rebuilt"
+    assert run([*create, "--index", str(fresh), "--encoder", spec]) == 0
+    assert run(["index", "add", "--index", str(fresh), "--cache", str(tmp_path / "c"), str(drawn_world.models)]) == 0
+
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("indexers.loaders.load", loaded)
+    assert run(["index", "rebuild", "--index", str(zoo), "--to", str(rebuilt), "--encoder", spec]) == 0
+    assert Index(rebuilt).manifest.encoder.fingerprint == Index(fresh).manifest.encoder.fingerprint
+    assert Index(rebuilt).manifest.encoder.fingerprint != Index(zoo).manifest.encoder.fingerprint
+    concepts = tuple(drawn_world.queries.read_text().split("\n")[:5])
+    for a, b in zip(
+        *(Searcher(Index(f)).search(SearchRequest(concepts, 1)).results for f in (fresh, rebuilt)), strict=True
+    ):
+        assert (a.hits[0].model, a.hits[0].output) == (b.hits[0].model, b.hits[0].output)
+        assert a.hits[0].margin == pytest.approx(b.hits[0].margin, abs=0.05)
+    capsys.readouterr()
+
+
+def test_the_encoder_comes_from_a_hub(drawn_world: World, tmp_path: Path) -> None:
+    """``open_clip:hf-hub:ORG/NAME`` over real HTTP, in a process that knows the Hub by HF_ENDPOINT alone."""
+    shutil.copytree(drawn_world.encoder, tmp_path / "hub" / "models" / "org" / "tiny-clip")
+    (tmp_path / "background.txt").write_text(drawn_world.background.read_text())
+    with HubServer(tmp_path / "hub") as server:
+        environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
+        environment.pop("HF_HUB_OFFLINE", None)
+        arguments = ["--probes", drawn_world.probes, "--encoder", "open_clip:hf-hub:org/tiny-clip"]
+        command = [sys.executable, "-c", "from query.cli.main import main; main()", "index", "create"]
+        done = subprocess.run(
+            [*command, "--index", tmp_path / "zoo", *arguments, "--background", tmp_path / "background.txt"],
+            env=environment,
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    local = ConceptEncoder.load(f"open_clip:local-dir:{drawn_world.encoder}")
+    assert Index(tmp_path / "zoo").manifest.encoder.fingerprint == local.fingerprint
+
+
+def test_bad_images_can_be_left_out(drawn_world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted(drawn_world.probes.iterdir())[:60]:
+        shutil.copy(path, photos)
+    first = sorted(photos.iterdir())[0]
+    first.write_bytes(first.read_bytes()[:200])
+    (photos / "text.jpg").write_text("no image")
+    create = ["index", "create", "--index", str(tmp_path / "zoo"), "--probes", str(photos)]
+    create += ["--encoder", f"open_clip:local-dir:{drawn_world.encoder}", "--background", str(drawn_world.background)]
+    assert run(create) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert first.name in error[0]
+    assert "--skip-bad" in error[0]
+    assert not (tmp_path / "zoo").exists()
+    assert run([*create, "--skip-bad"]) == 0
+    assert capsys.readouterr().err.count("left out") == 2
+    index = Index(tmp_path / "zoo")
+    assert index.manifest.probes.count == 59
+    assert index.probe_embeddings.shape[0] == 59
+    assert len(index.probes()) == 59
 
 
 def test_the_demo_itself(
