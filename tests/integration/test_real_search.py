@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from engine.verify import verify
 from query.cli.main import run
 from query.search import Searcher, SearchRequest
 
-REALHUB = Path(__file__).parents[3] / "shared" / "realhub"
+REALHUB = Path(os.environ.get("HUBHOUND_TEST_REALHUB", Path(__file__).parents[3] / "shared" / "realhub"))
 MODELS = ("timm/tf_efficientnet_lite0.in1k", "google/mobilenet_v1_0.25_128")
 PROBES = 240
 
