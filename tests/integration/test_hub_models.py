@@ -20,13 +20,7 @@ from indexers.sources import ModelSource, expand, fetch, revision_of
 from tests.support.hub_server import HubServer
 from tests.support.tiny_models import ANIMALS, VIT, change_json, save_transformers, timm_model, vit_model, write_json
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

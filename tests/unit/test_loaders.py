@@ -41,14 +41,7 @@ from tests.support.tiny_models import (
     write_json,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads that share busy cores take ten times as long for networks as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def photograph(width=120, height=80, seed=0):

@@ -1,7 +1,6 @@
 """Every way in which a config can be unusable: which reason a model gets, and what the one line says."""
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from transformers import BitImageProcessor, CLIPConfig, CLIPModel, ImageGPTImageProcessor, TextNetImageProcessor
 
@@ -18,13 +17,7 @@ from tests.support.tiny_models import (
     write_json,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 both = pytest.mark.parametrize("make", [timm_model, vit_model])

@@ -1,19 +1,12 @@
 """Labels as configs declare them."""
 
 import pytest
-import torch
 
 from indexers.loaders import Repository, load
 from indexers.loaders.labels import imagenet_labels, tidy
 from tests.support.tiny_models import ANIMALS, change_json, repository, timm_model, vit_model
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(

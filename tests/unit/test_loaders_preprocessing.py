@@ -31,12 +31,7 @@ from tests.support.tiny_models import change_json, repository, timm_model, vit_m
 SQUARE = {"height": 32, "width": 32}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pictures():

@@ -20,13 +20,7 @@ from tests.support.tiny_models import (
     write_json,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 both = pytest.mark.parametrize("make", [timm_model, vit_model])

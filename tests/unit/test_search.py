@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +17,12 @@ import pytest
 from engine.calibration import percentiles
 from engine.distance import margins
 from engine.errors import ConceptError, InputError
+from engine.index import Index
 from engine.outputs import Calibration
 from engine.scan import decode_anchors
 from engine.writer import IndexWriter
 from query.answers import SearchAnswer
+from query.cli.main import run
 from query.filters import parse_conditions
 from query.search import Searcher, SearchRequest, read_concepts
 from tests.support.small_index import ANIMALS, encode, make_filled_index, make_index, put_model
@@ -184,14 +190,41 @@ def test_searching_needs_neither_torch_nor_the_store(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[:2] in (["org/animals#0", "zoo/both#0"], ["zoo/both#0", "org/animals#0"])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_index_can_be_searched(tmp_path: Path) -> None:
-    index = make_filled_index(tmp_path / "zoo")
-    index.folder.chmod(0o555)
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may write anywhere: as root, become someone who may not."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65_534)
     try:
-        assert Searcher(index, encode).search(SearchRequest(("cat",))).results[0].hits
+        yield
     finally:
-        index.folder.chmod(0o755)
+        os.seteuid(0)
+
+
+def test_a_read_only_index_can_be_searched_but_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(tempfile.mkdtemp())  # unlike tmp_path, its parents may be entered by anybody
+    try:
+        root.chmod(0o755)
+        index = make_filled_index(root / "zoo")
+        Searcher(index, encode).search(SearchRequest(("cat",)))  # imports what a search needs
+        for path in (index.folder, *index.folder.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        with as_nobody():
+            assert not os.access(index.folder, os.W_OK, effective_ids=True)
+            found = Searcher(Index(index.folder), encode).search(SearchRequest(("cat", "never asked before")))
+            assert found.results[0].hits[0].output == 0
+            assert run(["index", "snapshot", "--index", str(index.folder)]) == 1
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        assert "cannot write to the store" in lines[0]
+        assert "read-only" in lines[0]
+    finally:
+        for path in (root, *root.rglob("*")):
+            if path.is_dir():
+                path.chmod(0o755)
+        shutil.rmtree(root)
 
 
 def test_a_lost_memory_costs_nothing_but_time(tmp_path: Path) -> None:
