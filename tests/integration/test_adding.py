@@ -6,7 +6,10 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +29,7 @@ from indexers.prober import Prober
 from indexers.sources import ModelSource, expand, fetch, revision_of
 from query.cli.main import run
 from query.search import Searcher, SearchRequest
+from tests.support.hub_server import HubServer
 from tests.support.small_index import encode, make_index
 from tests.support.tiny_models import change_json, timm_model, vit_model
 
@@ -139,6 +143,31 @@ def test_a_changed_model_replaces_itself(tmp_path: Path, cache: Path, capsys: py
     assert [snapshot.label_of(row) for row in range(len(snapshot))] == ["one", "two", "three", "four", "five"]
     assert verify(index) == []
     capsys.readouterr()
+
+
+def test_models_come_from_a_hub_by_their_ids(tmp_path: Path, models: Path, cache: Path) -> None:
+    """The command itself, in a process that knows the Hub by HF_ENDPOINT alone; again, nothing is fetched."""
+    index = make_index(tmp_path / "zoo").folder
+    shutil.copytree(models / "tiny" / "hf-vit", tmp_path / "hub" / "models" / "org" / "vit")
+    with HubServer(tmp_path / "hub") as server:
+        environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
+        environment.pop("HF_HUB_OFFLINE", None)
+        command = [sys.executable, "-c", "from query.cli.main import main; main()", "index", "add"]
+        command += ["--index", str(index), "--cache", str(cache), "--format", "json", "org/vit@main", "org/absent"]
+        reports = []
+        for _ in range(2):
+            done = subprocess.run(
+                command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            reports.append(json.loads(done.stdout)["models"])
+    first, again = reports
+    assert [m["state"] for m in first] == ["indexed", "failed"]
+    assert first[0]["revision"] == Index(index).snapshot().models[0].revision
+    assert first[1]["reason"] == "not found"
+    assert again[0]["already"]
+    assert again[0]["seconds"]["fetch"] == 0
+    assert verify(index) == []
 
 
 def source(folder: Path) -> ModelSource:
