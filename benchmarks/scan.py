@@ -54,16 +54,24 @@ def main() -> None:
     rng = np.random.default_rng(0)
     meanings = normalise(rng.standard_normal((MEANINGS, D)))
     probes = normalise(rng.standard_normal((N, D)) + 1)  # images have much in common: a mean direction
-    base, table = outputs(10_000 if options.small else 40_000, rng, meanings, probes)
+    background = Background.describe(tuple(map(str, range(500))), rng.standard_normal((500, D)), probes, 10)
+    base, table = outputs(10_000 if options.small else 40_000, rng, meanings, probes, background)
     queries = concept_descriptors(
-        meanings[rng.integers(0, MEANINGS, QUERIES)] + 0.8 * normalise(rng.standard_normal((QUERIES, D))), probes
+        meanings[rng.integers(0, MEANINGS, QUERIES)] + 0.8 * normalise(rng.standard_normal((QUERIES, D))),
+        probes,
+        background.whitening,
     )
     figures: dict[str, object] = {"n": {}}
     for rows in (20_000,) if options.small else (85_000, 1_000_000):
         arrays = grown(base, rows, rng)
         entry: dict[str, dict[str, float]] = {}
         print(f"\n{rows:,} outputs, one query, one thread{'':12}{'ms':>9}{'to memory':>12}{'to numpy':>12}")
-        for name, method in (("local", "weighted"), ("probelog", "probelog"), ("dual", "dual")):
+        for name, method in (
+            ("local", "weighted"),
+            ("probelog", "probelog"),
+            ("dual", "dual"),
+            ("whitened", "whitened"),
+        ):
             entry[name] = measured(arrays, queries, method)  # type: ignore[arg-type]
             e = entry[name]
             print(f"  {name:40}{e['ms']:9.2f}{e['ratio_to_memory']:12.2f}{e['ratio_to_numpy']:12.3f}")
@@ -72,21 +80,20 @@ def main() -> None:
         if rows == 85_000 or options.small:
             embedded(table, queries, rows, entry)
         del arrays
-    figures["bytes_scanned"] = base.bytes_scanned("dual")
+    figures["bytes_scanned"] = base.bytes_scanned("whitened")
     places = {field.name: getattr(base, field.name) for field in fields(ScanArrays)}
     stored = {name: c.itemsize * int(np.prod(c.shape[1:], dtype=np.int64)) for name, c in places.items()}
     stored |= {"output": 4, "label": 4}  # which output it is, and the number of its label
     figures["bytes_stored"] = sum(stored.values())
-    print(f"\nbytes an output: {figures['bytes_scanned']} read by a dual query, {figures['bytes_stored']} stored")
+    print(f"\nbytes an output: {figures['bytes_scanned']} read by a whitened query, {figures['bytes_stored']} stored")
     print("  " + ", ".join(f"{name} {size}" for name, size in stored.items()))
     print(json.dumps(figures))
 
 
 def outputs(
-    count: int, rng: np.random.Generator, meanings: np.ndarray, probes: np.ndarray
+    count: int, rng: np.random.Generator, meanings: np.ndarray, probes: np.ndarray, background: Background
 ) -> tuple[ScanArrays, OutputTable]:
     """Outputs made by the real code from synthetic responses."""
-    background = Background(tuple(map(str, range(500))), concept_descriptors(rng.standard_normal((500, D)), probes), 10)
     parts, tables = [], []
     for start in range(0, count, 5_000):
         size = min(5_000, count - start)
@@ -120,7 +127,12 @@ def grown(base: ScanArrays, rows: int, rng: np.random.Generator) -> ScanArrays:
     factor = rng.uniform(0.9, 1.1, (rows, 1)).astype(np.float32)
     change = rng.uniform(0.97, 1.03, rows).astype(np.float32)
     return replace(
-        arrays, head_z=arrays.head_z * factor, tail_z=arrays.tail_z * factor, h=arrays.h * change, g=arrays.g * change
+        arrays,
+        head_z=arrays.head_z * factor,
+        tail_z=arrays.tail_z * factor,
+        h=arrays.h * change,
+        g=arrays.g * change,
+        g_white=arrays.g_white * change,
     )
 
 
@@ -145,14 +157,14 @@ def measured(arrays: ScanArrays, queries: ConceptDescriptors, method: Method) ->
     runs = 40 if len(arrays) < 200_000 else 8
     times = []
     for i in range(QUERIES):
-        one = ConceptDescriptors(queries.t[i : i + 1], queries.z[i : i + 1], queries.sigma[i : i + 1])
+        one = queries.take(i)
         scan, memory = best_of(
             runs,
             lambda one=one: top_k(arrays, one, 10, method, threads=1, kernel="numba"),
             lambda: [plain_sum(part) for part in words],
         )
         times.append((scan, memory))
-    one = ConceptDescriptors(queries.t[:1], queries.z[:1], queries.sigma[:1])
+    one = queries.take(0)
     (plain,) = best_of(2, lambda: top_k(arrays, one, 10, method, threads=1, kernel="numpy"))
     (ten,) = best_of(2, lambda: top_k(arrays, queries, 10, method, threads=1, kernel="numba"))
     scan, memory = (float(np.mean(column)) for column in zip(*times, strict=True))
@@ -169,9 +181,10 @@ def measured(arrays: ScanArrays, queries: ConceptDescriptors, method: Method) ->
 def scanned(arrays: ScanArrays, method: Method) -> list[np.ndarray]:
     """The columns that a scan reads."""
     parts = [arrays.head_idx, arrays.head_z, arrays.tail_idx, arrays.tail_z]
-    parts.append(arrays.h_uniform if method == "probelog" else arrays.h)
-    if method == "dual":
-        parts += [arrays.s, arrays.g, arrays.q, arrays.code, arrays.scale, arrays.error]
+    terms = arrays.terms(method)
+    parts += [array for array in terms[:-1] if len(array)]
+    if len(terms.q):
+        parts += [arrays.code, arrays.scale, arrays.error]
     return parts
 
 
@@ -214,7 +227,7 @@ def embedded(table: OutputTable, queries: ConceptDescriptors, rows: int, entry: 
         local, world = best_of(
             5,
             lambda: store.query_local(indices, values, 10),
-            lambda: store.query_global(global_query(queries.t[0], float(queries.sigma[0])), 10),
+            lambda: store.query_global(global_query(queries.directions(True)[0]), 10),
         )
     per_output = 1e3 / (copies * len(table))
     entry["local"]["ratio_to_edge"] = round(entry["local"]["ms"] / rows / (local * per_output), 4)

@@ -6,14 +6,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.descriptors import ConceptDescriptors
-from engine.distance import Method, correlations, distances, margins
+from engine.descriptors import ConceptDescriptors, concept_descriptors, normalise
+from engine.distance import Method, correlations, distances, margins, prior
 from engine.errors import InputError
 from engine.outputs import Calibration, FloatArray
+from engine.whitening import whitening
 
 NEAREST = 10
 """k, how many of the nearest background concepts make the hubness."""
@@ -31,15 +33,33 @@ class Background:
         names: b phrases.
         concepts: Their descriptors over the index's probes.
         k: How many of the nearest make the hubness.
+        whitening: Of the embedding space, float32 ``[d, d]``; None leaves the space as it is.
     """
 
     names: tuple[str, ...]
     concepts: ConceptDescriptors
     k: int = NEAREST
+    whitening: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if len(self.names) <= self.k:
             raise InputError(f"the background has {len(self.names)} phrases: it needs more than k = {self.k}")
+
+    @classmethod
+    def describe(cls, names: Sequence[str], t: npt.ArrayLike, probes: FloatArray, k: int = NEAREST) -> Self:
+        """A background over probes, with the whitening that follows from both.
+
+        Args:
+            names: b phrases.
+            t: Their embeddings ``[b, d]``.
+            probes: Normalised probe embeddings, float32 ``[n, d]``.
+            k: How many of the nearest make the hubness.
+
+        Raises:
+            InputError: There are no more than k phrases.
+        """
+        matrix = whitening(probes, normalise(t))
+        return cls(tuple(names), concept_descriptors(t, probes, matrix), k, matrix)
 
     @property
     def fingerprint(self) -> str:
@@ -50,6 +70,15 @@ class Background:
 def background_fingerprint(names: Sequence[str], k: int = NEAREST) -> str:
     """SHA-256 over the ordered phrases and k, hexadecimal."""
     return hashlib.sha256(json.dumps([k, list(names)]).encode()).hexdigest()
+
+
+def imagenet21k_names() -> tuple[str, ...]:
+    """The distinct class names of ImageNet-21k, first synonym each, in alphabetical order: about 19,000."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet21k")
+    first = (info.label_name_to_description(name, detailed=False) for name in info.label_names())
+    return tuple(sorted({text.split(",")[0].strip() for text in first if text} - {""}))
 
 
 def draw_background(count: int = BACKGROUND_SIZE, seed: int = 0, without: Sequence[str] = ()) -> tuple[str, ...]:
@@ -63,13 +92,8 @@ def draw_background(count: int = BACKGROUND_SIZE, seed: int = 0, without: Sequen
     Raises:
         InputError: There are fewer names than asked for.
     """
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo("imagenet21k")
-    first = (info.label_name_to_description(name, detailed=False) for name in info.label_names())
     barred = {name.casefold() for name in without}
-    names = sorted({text.split(",")[0].strip() for text in first if text} - {""})
-    names = [name for name in names if name.casefold() not in barred]
+    names = [name for name in imagenet21k_names() if name.casefold() not in barred]
     if count > len(names):
         raise InputError(f"a background of {count} phrases: ImageNet-21k has only {len(names)} names")
     chosen = np.random.default_rng(seed).choice(len(names), size=count, replace=False)
@@ -92,12 +116,16 @@ def calibrate(idx: npt.NDArray[np.uint16], z: FloatArray, anchor: FloatArray, ba
     uniform = distances(idx, z, background.concepts.z, "probelog")
     cubic = distances(idx, z, background.concepts.z, "weighted")
     rho = correlations(anchor, background.concepts)
+    white = correlations(anchor, background.concepts, True)
     return Calibration(
         h_uniform=_mean_smallest(uniform, k),
         h=_mean_smallest(cubic, k),
         s=np.maximum(cubic.std(axis=0, dtype=np.float64), _FLOOR).astype(np.float32),
         g=-_mean_smallest(-rho, k),
         q=np.maximum(rho.std(axis=0, dtype=np.float64), _FLOOR).astype(np.float32),
+        g_white=-_mean_smallest(-white, k),
+        q_white=np.maximum(white.std(axis=0, dtype=np.float64), _FLOOR).astype(np.float32),
+        prior=prior(z, background.concepts.z.shape[1]),
     )
 
 
@@ -134,7 +162,7 @@ def percentiles(
         z,
         anchor,
         calibration,
-        ConceptDescriptors(b.t, np.asarray(b.z[:, used]), b.sigma),
+        ConceptDescriptors(b.t, np.asarray(b.z[:, used]), b.sigma, b.white),
         method,
     )
     beaten_by = (own >= margin).sum(axis=0)

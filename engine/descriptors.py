@@ -5,8 +5,9 @@ The notation follows the paper on ProbeLog: n probes, output l, concept c, r kep
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,17 @@ import numpy.typing as npt
 from engine.errors import ConceptError, InputError
 from engine.schema import LeftOut
 
-VERSION = 1
+VERSION = 2
 """Version of the descriptors: indexes made with another version are not mixed."""
 
 MAX_PROBES = 65_535
 """Probe numbers are stored as uint16."""
+
+Normalisation = Literal["divisive", "none"]
+"""What is done to the responses of a model before they are described; see ``divisive_gain``."""
+
+SHRINKAGE = 100
+"""Number of outputs at which divisive normalisation has half of its full effect."""
 
 _CONSTANT = 1e-6  # a standard deviation below this share of the largest value is float32 rounding, not a response
 _CHUNK = 256  # outputs standardised at once: bounds the float64 copies
@@ -34,14 +41,43 @@ class ConceptDescriptors:
         t: Normalised concept embeddings, float32 ``[c, d]``.
         z: Standardised cosine similarities to the probes, float32 ``[c, n]``: mean 0 and standard deviation 1 a row.
         sigma: Standard deviations of the similarities before that, float32 ``[c]``, > 0.
+        white: ``u / tau``, float32 ``[c, d]``: the concepts' linear discriminants (see the module ``whitening``),
+            scaled so that the projection of the probes on them has standard deviation 1. None where no whitening is
+            known: the embedding space is then left as it is.
     """
 
     t: FloatArray
     z: FloatArray
     sigma: FloatArray
+    white: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.t)
+
+    @classmethod
+    def join(cls, parts: Sequence[ConceptDescriptors]) -> ConceptDescriptors:
+        """The concepts of several, one after another; at least one part."""
+        if len(parts) == 1:
+            return parts[0]
+        white = [part.white for part in parts if part.white is not None]
+        return cls(
+            np.concatenate([part.t for part in parts]),
+            np.concatenate([part.z for part in parts]),
+            np.concatenate([part.sigma for part in parts]),
+            np.concatenate(white) if len(white) == len(parts) else None,
+        )
+
+    def take(self, c: int) -> ConceptDescriptors:
+        """One of the concepts."""
+        one = slice(c, c + 1)
+        white = None if self.white is None else self.white[one]
+        return ConceptDescriptors(self.t[one], self.z[one], self.sigma[one], white)
+
+    def directions(self, whitened: bool) -> npt.NDArray[np.float64]:
+        """What anchors are multiplied with to get correlations: ``t / sigma`` or ``u / tau``, float64 ``[c, d]``."""
+        if whitened and self.white is not None:
+            return self.white.astype(np.float64)
+        return np.asarray(self.t.astype(np.float64) / self.sigma[:, None].astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -86,12 +122,15 @@ def normalise(vectors: npt.ArrayLike) -> FloatArray:
     return np.asarray(array / length, dtype=np.float32)
 
 
-def concept_descriptors(t: npt.ArrayLike, probes: FloatArray) -> ConceptDescriptors:
+def concept_descriptors(
+    t: npt.ArrayLike, probes: FloatArray, whitening: FloatArray | None = None
+) -> ConceptDescriptors:
     """Standardised similarities of concepts to the probes, ``z_c`` of the paper.
 
     Args:
         t: Concept embeddings ``[c, d]`` of any length > 0.
         probes: Normalised probe embeddings, float32 ``[n, d]``.
+        whitening: Of the embedding space, float32 ``[d, d]`` (``whitening.whitening``).
 
     Returns:
         The descriptors; standardisation is over all n probes in float64.
@@ -106,7 +145,12 @@ def concept_descriptors(t: npt.ArrayLike, probes: FloatArray) -> ConceptDescript
     if np.any(sigma < 1e-9):
         raise ConceptError("a concept is equally similar to every probe: use more or other probes", "")
     z = (similarity - mean) / sigma
-    return ConceptDescriptors(unit, z.astype(np.float32), sigma[:, 0].astype(np.float32))
+    white = None
+    if whitening is not None:
+        u = unit.astype(np.float64) @ whitening.astype(np.float64)
+        tau = (u @ probes.astype(np.float64).T).std(axis=1, keepdims=True)
+        white = (u / tau).astype(np.float32)
+    return ConceptDescriptors(unit, z.astype(np.float32), sigma[:, 0].astype(np.float32), white)
 
 
 def top_responses(responses: npt.NDArray[np.float64], r: int) -> npt.NDArray[np.uint16]:
@@ -130,16 +174,44 @@ def top_responses(responses: npt.NDArray[np.float64], r: int) -> npt.NDArray[np.
     return np.take_along_axis(probes, order, axis=1).astype(np.uint16)
 
 
-def output_descriptors(responses: npt.NDArray[np.floating], probes: FloatArray, r: int) -> OutputDescriptors:
+def divisive_gain(z: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """What each probe's responses are multiplied with so that no probe speaks louder than the others.
+
+    Some images make all outputs of a model respond strongly, up or down. Each probe's responses are divided by their
+    standard deviation over the model's outputs, as far as there are enough outputs to know it: with the variance v_i
+    over the m outputs, the gain is ``(v_i / mean v) ^ (-(1/2) m / (m + 100))``.
+
+    Args:
+        z: Standardised responses of all outputs of one model ``[m, n]``.
+
+    Returns:
+        float64 ``[n]``, > 0.
+    """
+    if not len(z):
+        return np.ones(z.shape[1])
+    variance = z.var(axis=0, dtype=np.float64)
+    mean = float(variance.mean())
+    if mean <= 0:
+        return np.ones(z.shape[1])
+    share = len(z) / (len(z) + SHRINKAGE)
+    # A probe on which all outputs agree exactly would get an endless gain: nothing is told by it.
+    return np.asarray(np.maximum(variance / mean, 1e-4) ** (-share / 2))
+
+
+def output_descriptors(
+    responses: npt.NDArray[np.floating], probes: FloatArray, r: int, normalisation: Normalisation = "none"
+) -> OutputDescriptors:
     """Descriptors of every output of one model.
 
     ``z = (response - mean) / std`` with mean and std over **all** n probes in float64, kept on the r largest responses;
-    the anchor holds what the others say in the encoder's own space.
+    the anchor holds what the others say in the encoder's own space. With ``divisive`` normalisation z is multiplied by
+    the model's ``divisive_gain`` and standardised again; ``mean`` and ``std`` stay those of the responses as given.
 
     Args:
         responses: Logits, or what stands for them, ``[n, outputs]``.
         probes: Normalised probe embeddings, float32 ``[n, d]``.
         r: Kept probes, 1..n.
+        normalisation: ``none`` for the paper's descriptors, or ``divisive``.
 
     Returns:
         Descriptors of the usable outputs; constant, NaN and infinite ones are listed in ``left_out``.
@@ -157,6 +229,7 @@ def output_descriptors(responses: npt.NDArray[np.floating], probes: FloatArray, 
     centred = probes.astype(np.float64) - probes.mean(axis=0, dtype=np.float64)
     parts = [_empty(r, probes.shape[1])]
     left_out: list[LeftOut] = []
+    gain = _gain(responses) if normalisation == "divisive" else None
     for start in range(0, outputs, _CHUNK):
         chunk = responses[:, start : start + _CHUNK].T.astype(np.float64)
         mean, std, reasons = _moments(chunk)
@@ -166,7 +239,11 @@ def output_descriptors(responses: npt.NDArray[np.floating], probes: FloatArray, 
             continue
         chunk, mean, std = chunk[good], mean[good], std[good]
         z = (chunk - mean[:, None]) / std[:, None]
-        idx = top_responses(chunk, r)
+        if gain is not None:
+            z *= gain
+            z -= z.mean(axis=1, keepdims=True)
+            z /= z.std(axis=1, keepdims=True)
+        idx = top_responses(z if gain is not None else chunk, r)
         kept = np.take_along_axis(z, idx.astype(np.intp), axis=1).astype(np.float32)
         anchor = (z @ centred / n).astype(np.float32)
         parts.append(OutputDescriptors((good + start).astype(np.int64), mean, std, idx, kept, anchor, ()))
@@ -183,6 +260,17 @@ def output_descriptors(responses: npt.NDArray[np.floating], probes: FloatArray, 
         joined("anchor"),
         tuple(left_out),
     )
+
+
+def _gain(responses: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """The divisive gain of a model's usable outputs; ``responses`` is ``[n, outputs]``."""
+    parts = [np.zeros((0, len(responses)), np.float32)]
+    for start in range(0, responses.shape[1], _CHUNK):
+        chunk = responses[:, start : start + _CHUNK].T.astype(np.float64)
+        mean, std, reasons = _moments(chunk)
+        good = [reason is None for reason in reasons]
+        parts.append(((chunk[good] - mean[good, None]) / std[good, None]).astype(np.float32))
+    return divisive_gain(np.concatenate(parts))
 
 
 def _empty(r: int, d: int) -> OutputDescriptors:

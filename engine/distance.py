@@ -16,13 +16,20 @@ from engine.descriptors import ConceptDescriptors
 from engine.errors import InputError
 from engine.outputs import Calibration
 
-Method = Literal["dual", "weighted", "probelog"]
+Method = Literal["whitened", "dual", "weighted", "probelog"]
 """How evidence becomes a margin; see ``margins``."""
 
 METHODS: tuple[Method, ...] = get_args(Method)
 
 LAMBDA = 1.0
 """Weight of the global evidence beside the local in ``dual``."""
+
+LOCAL_SHARE = 0.5
+"""Weight of the local evidence beside the global in ``whitened``."""
+
+PEAKEDNESS_WEIGHT = 0.4
+PEAKEDNESS_USUAL = 5.0
+"""``whitened`` expects outputs with a fourth moment of 5; a sharper one must show more evidence."""
 
 FloatArray = npt.NDArray[np.float32]
 _BLOCK = 2_000_000  # elements of one gathered block, about 8 MB of float32
@@ -83,18 +90,36 @@ def distances(idx: npt.NDArray[np.uint16], z: FloatArray, concepts: FloatArray, 
     return np.sqrt(out).T
 
 
-def correlations(anchor: FloatArray, concepts: ConceptDescriptors) -> FloatArray:
+def correlations(anchor: FloatArray, concepts: ConceptDescriptors, whitened: bool = False) -> FloatArray:
     """Correlations over all n probes, ``rho(l, c) = a_l . t_c / sigma_c``.
 
     Args:
         anchor: ``[m, d]``.
         concepts: c concepts.
+        whitened: With the concepts' linear discriminants, ``a_l . u_c / tau_c``, instead of the concepts.
 
     Returns:
         float32 ``[c, m]`` in -1..1.
     """
-    direction = concepts.t / concepts.sigma[:, None]
+    direction = concepts.directions(whitened).astype(np.float32)
     return np.asarray(direction @ anchor.T, dtype=np.float32)
+
+
+def prior(z: FloatArray, n: int) -> FloatArray:
+    """What ``whitened`` grants each output before any concept is known: ``-0.4 ln(m4 / 5)``.
+
+    m4 is the fourth moment of the standardised responses, ``(1/n) sum over A_l of z^4``. An output with sharp peaks has
+    found probes that show just what it stands for; a concept that is not what those show must have better evidence.
+
+    Args:
+        z: Kept standardised responses ``[m, r]``, first > 0.
+        n: Number of probes.
+
+    Returns:
+        float32 ``[m]``.
+    """
+    moment = (z.astype(np.float64) ** 4).sum(axis=1) / n
+    return np.asarray(-PEAKEDNESS_WEIGHT * np.log(moment / PEAKEDNESS_USUAL), dtype=np.float32)
 
 
 def margins(
@@ -108,7 +133,8 @@ def margins(
     """How much closer each concept is to each output than the background is; larger is better, > 0 is closer.
 
     ``probelog``: h - d with w = 1. ``weighted``: h - d with cubic weights.
-    ``dual``: (h - d) / s + lambda (rho - g) / q with cubic weights.
+    ``dual``: (h - d) / s + lambda (rho - g) / q with cubic weights. ``whitened``: (1/2) (h - d) / s + (rho_white -
+    g_white) / q_white + prior with cubic weights.
 
     Returns:
         float32 ``[c, m]``.
@@ -119,6 +145,9 @@ def margins(
     if method == "weighted":
         return calibration.h - d
     local = (calibration.h - d) / calibration.s
+    if method == "whitened":
+        white = (correlations(anchor, concepts, True) - calibration.g_white) / calibration.q_white
+        return np.float32(LOCAL_SHARE) * local + white + calibration.prior
     return local + np.float32(LAMBDA) * (correlations(anchor, concepts) - calibration.g) / calibration.q
 
 

@@ -6,7 +6,7 @@
     probes.json             the probes in order: file and SHA-256
     probes/                 the images, where they were generated or fetched (a user's folder stays where it is)
     probe_embeddings.npy    normalised, float32 [n, d]
-    background/FINGERPRINT/ phrases, embeddings, standardised similarities to the probes
+    background/FINGERPRINT/ phrases, embeddings, standardised similarities to the probes, the whitening
     concepts.sqlite         texts that were embedded before
     store/                  models and outputs: the truth
     responses/              full responses in float16: what the index can be made again from
@@ -53,6 +53,7 @@ class IndexSettings:
         background: At least 11 phrases.
         background_source: Where they come from, for the manifest.
         k: How many of the nearest background concepts make the hubness.
+        normalisation: ``divisive`` or ``none`` (``descriptors.divisive_gain``).
     """
 
     top_r: int
@@ -62,6 +63,7 @@ class IndexSettings:
     background: tuple[str, ...]
     background_source: str
     k: int
+    normalisation: str = "divisive"
 
 
 class Index:
@@ -138,12 +140,13 @@ class Index:
         fingerprint = fingerprint or self.manifest.background.fingerprint
         folder = self.folder / "background" / fingerprint[:16]
         value: Any = read_json(folder / "background.json")
-        columns = {name: read_array(folder / f"{name}.npy") for name in ("t", "z", "sigma")}
+        columns = {name: read_array(folder / f"{name}.npy") for name in ("t", "z", "sigma", "white")}
+        matrix = read_array(folder / "whitening.npy")
         try:
             names, k = tuple(value["names"]), int(value["k"])
         except (TypeError, KeyError, ValueError) as error:
             raise IndexDamagedError(f"the background in {folder} is damaged", folder) from error
-        return Background(names, ConceptDescriptors(**columns), k)  # type: ignore[arg-type]
+        return Background(names, ConceptDescriptors(**columns), k, matrix)  # type: ignore[arg-type]
 
     def snapshot(self) -> Snapshot:
         """The current generation.
@@ -191,9 +194,20 @@ class Index:
             known |= fresh
         return np.stack([known[text] for text in texts])
 
-    def describe_texts(self, texts: Sequence[str], encode: Texts | None = None) -> ConceptDescriptors:
-        """Concept descriptors of texts over the index's probes."""
-        return concept_descriptors(self.embed(texts, encode), self.probe_embeddings)
+    def describe(self, t: FloatArray, background: Background | None = None) -> ConceptDescriptors:
+        """Concept descriptors of embeddings over the index's probes.
+
+        Args:
+            t: Concept embeddings, float32 ``[c, d]``.
+            background: The one that the outputs are calibrated with; by default the manifest's.
+        """
+        return concept_descriptors(t, self.probe_embeddings, (background or self.background()).whitening)
+
+    def describe_texts(
+        self, texts: Sequence[str], encode: Texts | None = None, background: Background | None = None
+    ) -> ConceptDescriptors:
+        """Concept descriptors of texts over the index's probes; see ``embed`` and ``describe``."""
+        return self.describe(self.embed(texts, encode), background)
 
     def _encode(self, texts: Sequence[str]) -> FloatArray:
         return self.load_encoder().encode_texts(texts, self.manifest.encoder.templates)
@@ -255,6 +269,7 @@ class Index:
                 "top_r": settings.top_r,
                 "method": settings.method,
                 "responses": settings.responses,
+                "normalisation": settings.normalisation,
                 "background": background_part(background, settings.background_source),
             }
         )
@@ -290,7 +305,7 @@ def describe_background(names: Sequence[str], k: int, embeddings: FloatArray, en
     """
     if len(names) <= k:
         raise InputError(f"the background has {len(names)} phrases: it needs more than k = {k}, better some hundreds")
-    return Background(tuple(names), concept_descriptors(encode(names), embeddings), k)
+    return Background.describe(names, encode(names), embeddings, k)
 
 
 def background_part(background: Background, source: str) -> BackgroundPart:
@@ -305,9 +320,13 @@ def write_background(index: Path, background: Background) -> None:
     folder = index / "background" / background.fingerprint[:16]
     if folder.exists():
         return
+    concepts, whitening = background.concepts, background.whitening
+    if concepts.white is None or whitening is None:
+        raise ValueError("the background has no whitening: make it with Background.describe")
+    columns = {"t": concepts.t, "z": concepts.z, "sigma": concepts.sigma, "white": concepts.white}
     with new_folder(folder) as new:
         (new / "background.json").write_text(
             json.dumps({"names": background.names, "k": background.k}, ensure_ascii=False), encoding="utf-8"
         )
-        for name in ("t", "z", "sigma"):
-            write_array(new / f"{name}.npy", getattr(background.concepts, name))
+        for name, column in {**columns, "whitening": whitening}.items():
+            write_array(new / f"{name}.npy", column)

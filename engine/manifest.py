@@ -8,13 +8,13 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from engine.descriptors import VERSION
+from engine.descriptors import VERSION, Normalisation
 from engine.distance import Method
 from engine.errors import IndexDamagedError, IndexMismatchError, IndexMissingError
 from engine.files import read_json, write_json
 from engine.schema import Record
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout."""
 
 
@@ -54,7 +54,8 @@ class Manifest(Record):
     probes: ProbesPart
     encoder: EncoderPart
     top_r: int
-    method: Method = "dual"
+    method: Method = "whitened"
+    normalisation: Normalisation = "divisive"
     responses: Literal["keep", "drop"] = "keep"
     background: BackgroundPart
 

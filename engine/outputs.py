@@ -20,6 +20,9 @@ class Calibration:
         s: Standard deviation of the background distances with cubic weights, > 0.
         g: Mean of the k largest background correlations.
         q: Standard deviation of the background correlations, > 0.
+        g_white: Mean of the k largest correlations with the background's linear discriminants (``whitened``).
+        q_white: Their standard deviation, > 0.
+        prior: What ``whitened`` grants an output before any concept is known; large for outputs without sharp peaks.
     """
 
     h_uniform: FloatArray
@@ -27,6 +30,9 @@ class Calibration:
     s: FloatArray
     g: FloatArray
     q: FloatArray
+    g_white: FloatArray
+    q_white: FloatArray
+    prior: FloatArray
 
     def take(self, rows: npt.NDArray[np.intp] | slice) -> Calibration:
         """The constants of some of the outputs."""
@@ -82,5 +88,5 @@ def empty_table(repo: str, revision: str, r: int, d: int) -> OutputTable:
         np.zeros((0, r), np.uint16),
         np.zeros((0, r), np.float32),
         np.zeros((0, d), np.float32),
-        Calibration(none, none, none, none, none),
+        Calibration(*[none] * len(fields(Calibration))),
     )

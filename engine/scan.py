@@ -1,9 +1,9 @@
 """The fast exact scan: the top k outputs of an index by margin, for several concepts at once.
 
 Every output is visited once. The local part is computed in float32 from the kept probes; the global part of ``dual``
-from anchors in 8 bits, whose rounding error is bounded by Cauchy and Schwarz. So every output has an interval that
-holds its margin; a running k-th best lower end decides who can still be among the top k, and those few are finished in
-float64 from the full anchors. The answer is therefore exact, whichever kernel computed the intervals.
+and ``whitened`` from anchors in 8 bits, whose rounding error is bounded by Cauchy and Schwarz. So every output has an
+interval that holds its margin; a running k-th best lower end decides who can still be among the top k, and those few
+are finished in float64 from the full anchors. The answer is therefore exact, whichever kernel computed the intervals.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.descriptors import ConceptDescriptors
-from engine.distance import LAMBDA, Method, weights
+from engine.distance import LAMBDA, LOCAL_SHARE, Method, weights
 from engine.outputs import Calibration, FloatArray
 
 Kernel = Literal["auto", "numba", "numpy"]
@@ -39,6 +39,29 @@ HEAD = 8
 _CODE = 127  # largest anchor code
 
 
+_NONE = np.zeros(0, np.float32)
+
+
+class Terms(NamedTuple):
+    """What the margin of a method is made of: ``share (h - d) / s + lambda (rho - g) / q + prior``.
+
+    Attributes:
+        h: Hubness that a distance is taken from, float32 ``[L]``.
+        s: What their difference is divided by, ``[L]``; empty where there is no global part (and s = 1).
+        g: Hubness of the correlation, ``[L]`` or empty.
+        q: Its scale, ``[L]`` or empty.
+        prior: Added to every margin, ``[L]`` or empty.
+        share: Weight of the local part.
+    """
+
+    h: FloatArray
+    s: FloatArray
+    g: FloatArray
+    q: FloatArray
+    prior: FloatArray
+    share: float
+
+
 @dataclass(frozen=True)
 class ScanArrays:
     """The L outputs of an index as the scan reads them.
@@ -52,7 +75,7 @@ class ScanArrays:
         head_z: Standardised responses there, float32 ``[L, 8]``, descending along each row.
         tail_idx: The other kept probes, uint16 ``[L, r - 8]``.
         tail_z: Standardised responses there, float32 ``[L, r - 8]``, descending.
-        h_uniform: float32 ``[L]``, and so are ``h``, ``s``, ``g``, ``q`` (see ``Calibration``).
+        h_uniform: float32 ``[L]``, and so are the other constants of ``Calibration``.
         code: int8 ``[L, d]``.
         scale: float32 ``[L]``.
         error: Length of what the codes leave out, ``|a - scale * code|``, float32 ``[L]``.
@@ -68,6 +91,9 @@ class ScanArrays:
     s: FloatArray
     g: FloatArray
     q: FloatArray
+    g_white: FloatArray
+    q_white: FloatArray
+    prior: FloatArray
     code: npt.NDArray[np.int8]
     scale: FloatArray
     error: FloatArray
@@ -83,15 +109,25 @@ class ScanArrays:
             np.concatenate([self.head_z[rows], self.tail_z[rows]], axis=1),
         )
 
+    def constants(self, rows: npt.NDArray[np.integer] | slice) -> Calibration:
+        """The calibration constants of some outputs."""
+        return Calibration(**{field.name: getattr(self, field.name)[rows] for field in fields(Calibration)})
+
+    def terms(self, method: Method) -> Terms:
+        """What a method makes a margin of."""
+        if method == "whitened":
+            return Terms(self.h, self.s, self.g_white, self.q_white, self.prior, LOCAL_SHARE)
+        if method == "dual":
+            return Terms(self.h, self.s, self.g, self.q, _NONE, 1.0)
+        return Terms(self.h_uniform if method == "probelog" else self.h, _NONE, _NONE, _NONE, _NONE, 1.0)
+
     def bytes_scanned(self, method: Method) -> int:
         """Bytes that one scan reads for each output at most."""
         read: list[npt.NDArray[np.generic]] = [self.head_idx, self.head_z, self.tail_idx, self.tail_z]
-        if method == "probelog":
-            read.append(self.h_uniform)
-        else:
-            read.append(self.h)
-        if method == "dual":
-            read += [self.s, self.g, self.q, self.code, self.scale, self.error]
+        terms = self.terms(method)
+        read += [array for array in terms[:-1] if len(array)]
+        if len(terms.q):
+            read += [self.code, self.scale, self.error]
         return sum(array.itemsize * int(np.prod(array.shape[1:])) for array in read)
 
 
@@ -101,9 +137,9 @@ class Query:
 
     Attributes:
         z: Standardised similarities, float32 ``[c, n]``.
-        direction: ``t / sigma`` in whole steps, int16 ``[c, d]``.
+        direction: ``t / sigma``, or ``u / tau`` for ``whitened``, in whole steps, int16 ``[c, d]``.
         step: Their size, float32 ``[c]``.
-        length: ``|t / sigma|``, float32 ``[c]``.
+        length: Length of the direction, float32 ``[c]``.
         missed: Bound on what the steps leave out of a product with the codes, float32 ``[c]``.
     """
 
@@ -144,21 +180,16 @@ def pack(idx: npt.NDArray[np.uint16], z: FloatArray, anchor: FloatArray, calibra
         calibration: Their constants.
     """
     code, scale, error, rest = encode_anchors(anchor)
-    c = calibration
     return ScanArrays(
-        np.ascontiguousarray(idx[:, :HEAD]),
-        np.ascontiguousarray(z[:, :HEAD]),
-        np.ascontiguousarray(idx[:, HEAD:]),
-        np.ascontiguousarray(z[:, HEAD:]),
-        c.h_uniform,
-        c.h,
-        c.s,
-        c.g,
-        c.q,
-        code,
-        scale,
-        error,
-        rest,
+        head_idx=np.ascontiguousarray(idx[:, :HEAD]),
+        head_z=np.ascontiguousarray(z[:, :HEAD]),
+        tail_idx=np.ascontiguousarray(idx[:, HEAD:]),
+        tail_z=np.ascontiguousarray(z[:, HEAD:]),
+        code=code,
+        scale=scale,
+        error=error,
+        rest=rest,
+        **{field.name: getattr(calibration, field.name) for field in fields(Calibration)},
     )
 
 
@@ -196,7 +227,7 @@ def top_k(
     if not len(arrays) or not len(concepts):
         return [(np.zeros(0, np.int64), np.zeros(0)) for _ in range(len(concepts))]
     k = min(k, len(arrays))
-    query = _prepare(concepts)
+    query = _prepare(concepts, method)
     if kernel == "auto":
         small = len(arrays) * len(concepts) <= NUMPY_WORK or arrays.head_idx.shape[1] < HEAD
         kernel = "numpy" if small or find_spec("numba") is None else "numba"
@@ -227,12 +258,14 @@ def exact_margins(
     arrays: ScanArrays, rows: npt.NDArray[np.int64], concepts: ConceptDescriptors, c: int, method: Method
 ) -> npt.NDArray[np.float64]:
     """Margins of some outputs for concept c in float64, ``[rows]``."""
-    local, correlation = evidence(arrays, rows, concepts, c, method)
-    if method == "probelog":
-        return np.asarray(arrays.h_uniform[rows] - local)
-    if method == "weighted":
-        return np.asarray(arrays.h[rows] - local)
-    return (arrays.h[rows] - local) / arrays.s[rows] + LAMBDA * (correlation - arrays.g[rows]) / arrays.q[rows]
+    distance, correlation = evidence(arrays, rows, concepts, c, method)
+    terms = arrays.terms(method)
+    margin = terms.h[rows] - distance
+    if len(terms.q):
+        margin = terms.share * margin / terms.s[rows] + LAMBDA * (correlation - terms.g[rows]) / terms.q[rows]
+    if len(terms.prior):
+        margin = margin + terms.prior[rows]
+    return np.asarray(margin)
 
 
 def evidence(
@@ -242,7 +275,7 @@ def evidence(
     idx, z = arrays.kept(rows)
     gap = z.astype(np.float64) - concepts.z[c][idx]
     distance = np.sqrt((weights(z, method) * gap * gap).sum(axis=1))
-    direction = concepts.t[c].astype(np.float64) / concepts.sigma[c]
+    direction = concepts.take(c).directions(method == "whitened")[0]
     # Row by row, so that a margin has the same last digit whatever other rows come along.
     correlation = (decode_anchors(arrays, rows) * direction).sum(axis=1)
     return distance, correlation
@@ -252,9 +285,9 @@ Intervals = list[tuple[npt.NDArray[np.int64], FloatArray, FloatArray]]
 Visitor = Callable[[ScanArrays, Query, int, Method, "npt.NDArray[np.bool_] | None", int, int], Intervals]
 
 
-def _prepare(concepts: ConceptDescriptors) -> Query:
-    """Rounds the directions ``t / sigma`` to integers small enough for a 32-bit sum with the codes."""
-    direction = concepts.t.astype(np.float64) / concepts.sigma[:, None].astype(np.float64)
+def _prepare(concepts: ConceptDescriptors, method: Method = "dual") -> Query:
+    """Rounds the concepts' directions to integers small enough for a 32-bit sum with the codes."""
+    direction = concepts.directions(method == "whitened")
     d = direction.shape[1]
     largest = min(32_767, (2**31 - 1) // (_CODE * d))
     step = np.abs(direction).max(axis=1) / largest
@@ -281,6 +314,7 @@ def _visit_numpy(
     """Intervals of the outputs that can be among the top k of ``start..stop``, in plain numpy."""
     rows = np.arange(start, stop) if mask is None else start + np.nonzero(mask[start:stop])[0]
     block = 8_192
+    terms = arrays.terms(method)
     lower = np.empty((len(query.z), len(rows)), np.float32)
     upper = np.empty_like(lower)
     for at in range(0, len(rows), block):
@@ -290,15 +324,18 @@ def _visit_numpy(
         for c in range(len(query.z)):
             gap = z - query.z[c][idx]
             distance = np.sqrt(np.einsum("mr,mr,mr->m", w, gap, gap))
-            h = arrays.h_uniform[part] if method == "probelog" else arrays.h[part]
+            h = terms.h[part]
             margin, slack = h - distance, ROUNDING * (h + distance)
-            if method == "dual":
-                s, q, scale = arrays.s[part], arrays.q[part], arrays.scale[part]
+            if len(terms.q):
+                s, q, scale = terms.s[part] / np.float32(terms.share), terms.q[part], arrays.scale[part]
                 whole = arrays.code[part].astype(np.float32) @ query.direction[c].astype(np.float32)
                 rho = whole * query.step[c] * scale
-                margin = margin / s + LAMBDA * (rho - arrays.g[part]) / q
+                margin = margin / s + LAMBDA * (rho - terms.g[part]) / q
                 off = arrays.error[part] * query.length[c] + scale * query.missed[c] + ROUNDING * 10
                 slack = slack / s + LAMBDA * off / q
+            if len(terms.prior):
+                margin = margin + terms.prior[part]
+                slack = slack + ROUNDING * np.abs(terms.prior[part])
             span = slice(at, at + len(margin))
             lower[c, span], upper[c, span] = margin - slack, margin + slack
     found: Intervals = []

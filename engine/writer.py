@@ -84,7 +84,8 @@ class IndexWriter:
             The usable outputs, and those left out with the reason.
         """
         index = self.index
-        d = output_descriptors(responses, index.probe_embeddings, index.manifest.top_r)
+        manifest = index.manifest
+        d = output_descriptors(responses, index.probe_embeddings, manifest.top_r, manifest.normalisation)
         table = OutputTable(
             repo,
             revision,

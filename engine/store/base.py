@@ -22,13 +22,13 @@ class StoreLayout:
         probes: n, the number of probes; sparse dimensions are 0..2n+1.
         top_r: r, kept probes per output.
         dimension: d, the encoder's; the dense vector has d + 1.
-        method: The default method, which the vectors serve: ``dual``, ``weighted`` or ``probelog``.
+        method: The default method, which the vectors serve (``distance.METHODS``).
     """
 
     probes: int
     top_r: int
     dimension: int
-    method: str = "dual"
+    method: str = "whitened"
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class DescriptorStore(abc.ABC):
     def outputs(self, repo: str, revision: str) -> OutputTable | None:
         """The outputs of one model, by ascending output; None if there are none.
 
-        Bit for bit what was written, except the anchor, which the store keeps divided by q: each component is within a
-        relative 1e-6 (two roundings to float32).
+        Bit for bit what was written, except the anchor, which the store keeps divided by a scale: each component is
+        within a relative 1e-6 (two roundings to float32).
         """
 
     def iter_outputs(self, models: Sequence[Model]) -> Iterator[OutputTable]:
@@ -106,7 +106,7 @@ class DescriptorStore(abc.ABC):
 
     @abc.abstractmethod
     def query_global(self, vector: npt.NDArray[np.float32], limit: int) -> list[StoreHit]:
-        """Largest inner products of a dense query ``[d + 1]`` with ``(a / q, -g / q)`` (the global part)."""
+        """Largest inner products of a dense query ``[d + 1]`` with ``records.global_documents`` (the global part)."""
 
     @abc.abstractmethod
     def optimize(self) -> None:

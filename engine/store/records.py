@@ -7,7 +7,8 @@ part       name                     what it is for
 ========== ======================== ================================================================================
 id                                  UUIDv5 of ``repo@revision#output``: writing it again changes nothing
 sparse     ``local``                the scaled linear form of the local part, to search by (float32, lossy)
-dense      ``global``               ``(a / q, -g / q)``, to search by; the anchor a is read back from it
+dense      ``global``               ``(a / q, -g / q)``, to search by; the anchor a is read back from it. For
+                                    ``whitened`` q and g are the whitened ones and the prior is added to ``-g / q``
 payload    ``repo``, ``revision``,  whose output it is
            ``output``
 payload    ``label``                as declared; left out where there is none
@@ -58,7 +59,7 @@ HIT_FIELDS = [REPO, REVISION, OUTPUT]
 TABLE_FIELDS = [OUTPUT, LABEL, EXACT]
 """Payload fields that an :class:`OutputTable` of a known model is read back from."""
 
-_CONSTANTS = ("h_uniform", "h", "s", "g", "q")
+_CONSTANTS = ("h_uniform", "h", "s", "g", "q", "g_white", "q_white", "prior")
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -81,7 +82,7 @@ class StoredOutput(NamedTuple):
 
 
 def exact_dtype(top_r: int) -> np.dtype[np.void]:
-    """The packed little-endian record of everything that is kept bit for bit: 36 + 6 r bytes."""
+    """The packed little-endian record of everything that is kept bit for bit: 48 + 6 r bytes."""
     constants = [(name, "<f4") for name in _CONSTANTS]
     return np.dtype([("mean", "<f8"), ("std", "<f8"), *constants, ("idx", "<u2", (top_r,)), ("z", "<f4", (top_r,))])
 
@@ -112,7 +113,7 @@ def check_table(table: OutputTable, layout: StoreLayout) -> None:
         raise IndexMismatchError(message, "probes", layout.probes, last + 1)
     constants = table.calibration
     numbers = (table.mean, table.std, table.z, table.anchor, *(getattr(constants, name) for name in _CONSTANTS))
-    positive = (constants.h_uniform, constants.h, constants.s, constants.q, table.z[:, 0])
+    positive = (constants.h_uniform, constants.h, constants.s, constants.q, constants.q_white, table.z[:, 0])
     if not all(np.isfinite(a).all() for a in numbers) or not all((a > 0).all() for a in positive):
         raise ValueError(
             f"the outputs of {table.repo} hold a number that is NaN or infinite, or a scale or top z that is not > 0"
@@ -124,13 +125,13 @@ def local_constants(calibration: Calibration, method: str) -> tuple[Float64Array
 
     Args:
         calibration: Of m outputs.
-        method: ``dual`` divides by the scale; ``weighted`` and ``probelog`` do not (s = 1), and ``probelog`` takes the
-            hubness of the unweighted distance.
+        method: ``dual`` and ``whitened`` divide by the scale; ``weighted`` and ``probelog`` do not (s = 1), and
+            ``probelog`` takes the hubness of the unweighted distance.
 
     Returns:
         h and s, float64 ``[m]`` each.
     """
-    if method == "dual":
+    if method in {"dual", "whitened"}:
         return calibration.h.astype(np.float64), calibration.s.astype(np.float64)
     hubness = calibration.h_uniform if method == "probelog" else calibration.h
     return hubness.astype(np.float64), np.ones(len(hubness))
@@ -180,24 +181,36 @@ def local_query(z_c: npt.NDArray[np.floating[Any]], threshold: float) -> tuple[n
     return dimensions.astype(np.uint32), values[dimensions]
 
 
-def global_documents(table: OutputTable) -> FloatArray:
-    """The global part of each output, ``(a / q, -g / q)``, float32 ``[m, d + 1]``."""
-    q = table.calibration.q.astype(np.float64)[:, None]
-    g = table.calibration.g.astype(np.float64)[:, None]
-    return np.concatenate([table.anchor / q, -g / q], axis=1).astype(np.float32)
+def global_scale(calibration: Calibration, method: str) -> FloatArray:
+    """What the store divides an anchor by: q, or q_white for ``whitened``, float32 ``[m]``."""
+    return calibration.q_white if method == "whitened" else calibration.q
 
 
-def global_query(concept: npt.NDArray[np.floating[Any]], sigma: float) -> FloatArray:
-    """The dense query whose inner product with an output's global part is its margin ``(rho - g) / q``.
+def global_documents(table: OutputTable, method: str) -> FloatArray:
+    """The global part of each output, float32 ``[m, d + 1]``.
+
+    ``(a / q, -g / q)``; for ``whitened`` ``(a / q_white, -g_white / q_white + prior)``.
+    """
+    constants = table.calibration
+    q = global_scale(constants, method).astype(np.float64)[:, None]
+    if method == "whitened":
+        offset = constants.prior.astype(np.float64)[:, None] - constants.g_white.astype(np.float64)[:, None] / q
+    else:
+        offset = -constants.g.astype(np.float64)[:, None] / q
+    return np.concatenate([table.anchor / q, offset], axis=1).astype(np.float32)
+
+
+def global_query(direction: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    """The dense query whose inner product with an output's global part is its global evidence.
 
     Args:
-        concept: t_c, the concept's embedding ``[d]``.
-        sigma: Standard deviation of its similarities to the probes.
+        direction: Of the concept, ``t / sigma``, or ``u / tau`` for ``whitened``, float ``[d]``
+            (``ConceptDescriptors.directions``).
 
     Returns:
-        ``(t_c / sigma_c, 1)``, float32 ``[d + 1]``.
+        The direction and 1, float32 ``[d + 1]``.
     """
-    return np.append(concept.astype(np.float64) / sigma, 1.0).astype(np.float32)
+    return np.append(direction.astype(np.float64), 1.0).astype(np.float32)
 
 
 def output_points(table: OutputTable, layout: StoreLayout, rows: slice = slice(None)) -> Iterator[OutputPoint]:
@@ -213,7 +226,7 @@ def output_points(table: OutputTable, layout: StoreLayout, rows: slice = slice(N
     """
     part = _rows(table, rows)
     dimensions, values = local_documents(part, layout)
-    dense = global_documents(part).tolist()
+    dense = global_documents(part, layout.method).tolist()
     exact = _exact(part)
     linear = 2 * layout.top_r  # the two dimensions after these stay, even when they are 0
     complete = (values[:, :linear] != 0).all(axis=1)
@@ -234,8 +247,8 @@ def output_points(table: OutputTable, layout: StoreLayout, rows: slice = slice(N
 def output_table(repo: str, revision: str, stored: Iterable[StoredOutput], layout: StoreLayout) -> OutputTable | None:
     """The outputs of one model as they were written, from their points in any order.
 
-    Everything is bit for bit what was written except the anchor: it is the dense vector times q, two roundings to
-    float32, which is 2^-23 of each component at most (1.2e-7, relative).
+    Everything is bit for bit what was written except the anchor: it is the dense vector times its scale, two
+    roundings to float32, which is 2^-23 of each component at most (1.2e-7, relative).
 
     Args:
         repo: Whose outputs they are.
@@ -257,9 +270,10 @@ def output_table(repo: str, revision: str, stored: Iterable[StoredOutput], layou
     if any(len(row) != record.itemsize for row in raw):
         raise ValueError(f"an output of {repo}@{revision} is not a record with top_r {layout.top_r}")
     exact = np.frombuffer(b"".join(raw), dtype=record)
-    q = exact["q"].astype(np.float32)
+    calibration = Calibration(**{name: exact[name].astype(np.float32) for name in _CONSTANTS})
+    scale = global_scale(calibration, layout.method).astype(np.float64)
     dense = np.array([point.dense for point in points], dtype=np.float32)
-    anchor = (dense[:, :-1].astype(np.float64) * q.astype(np.float64)[:, None]).astype(np.float32)
+    anchor = (dense[:, :-1].astype(np.float64) * scale[:, None]).astype(np.float32)
     return OutputTable(
         repo=repo,
         revision=revision,
@@ -270,7 +284,7 @@ def output_table(repo: str, revision: str, stored: Iterable[StoredOutput], layou
         idx=exact["idx"].astype(np.uint16),
         z=exact["z"].astype(np.float32),
         anchor=anchor,
-        calibration=Calibration(**{name: exact[name].astype(np.float32) for name in _CONSTANTS}),
+        calibration=calibration,
     )
 
 

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 import click
 
 from query.cli.add import add
-from query.cli.output import bars, data, data_json, format_option, index_option, note, progress, size, table
+from query.cli.output import (
+    METHOD_NAMES,
+    bars,
+    data,
+    data_json,
+    format_option,
+    index_option,
+    note,
+    progress,
+    size,
+    table,
+)
 
 if TYPE_CHECKING:
     from engine.descriptors import FloatArray
@@ -65,7 +76,8 @@ NEAREST = click.option(
     show_default=True,
     help="How many of the nearest background phrases make the hubness.",
 )
-METHODS = click.Choice(["dual", "weighted", "probelog"])
+METHODS = click.Choice(METHOD_NAMES)
+NORMALISATIONS = click.Choice(["divisive", "none"])
 
 
 @index.command(
@@ -99,7 +111,14 @@ Examples:
 @click.option(
     "--templates", metavar="FILE", help="Prompt templates with {}, one a line; their embeddings are averaged."
 )
-@click.option("--method", type=METHODS, default="dual", show_default=True, help="The default method of searches.")
+@click.option("--method", type=METHODS, default="whitened", show_default=True, help="The default method of searches.")
+@click.option(
+    "--normalise",
+    type=NORMALISATIONS,
+    default="divisive",
+    show_default=True,
+    help="Divide each probe's responses by their spread over a model's outputs; none for the ProbeLog paper's own.",
+)
 @click.option(
     "--responses",
     type=click.Choice(["keep", "drop"]),
@@ -120,6 +139,7 @@ def create(
     nearest: int,
     templates: str | None,
     method: str,
+    normalise: str,
     responses: str,
     skip_bad: bool,
     seed: int,
@@ -133,7 +153,7 @@ def create(
     refuse_occupied(folder)
     prompts = _templates(templates)
     names, source = _background(background, background_size, seed)
-    settings = IndexSettings(top_r, method, responses, prompts, names, source, nearest)
+    settings = IndexSettings(top_r, method, responses, prompts, names, source, nearest, normalise)
     with bars() as bar:
         index_ = create_index(
             folder,
@@ -196,7 +216,7 @@ def info(index_path: str, form: str) -> None:
         ("probes", f"{manifest.probes.count} from {manifest.probes.source}"),
         ("encoder", f"{manifest.encoder.spec}, {manifest.encoder.dimension} dimensions"),
         ("kept probes", f"{manifest.top_r} an output"),
-        ("method", manifest.method),
+        ("method", f"{manifest.method}, {manifest.normalisation} normalisation"),
         ("background", f"{manifest.background.count} phrases from {manifest.background.source}"),
         ("snapshot", f"generation {facts['generation']}"),
         ("on disk", ", ".join(f"{part} {size(size_bytes(folder / part))}" for part in parts)),
@@ -306,6 +326,7 @@ Examples:
 @click.option("--to", "target", type=click.Path(), required=True, help="Folder of the new index.")
 @click.option("--top-r", type=click.IntRange(min=1), help="Probes kept of each output.")
 @click.option("--method", type=METHODS, help="The default method of searches.")
+@click.option("--normalise", type=NORMALISATIONS, help="What is done to responses before they are described.")
 @click.option("--encoder", "encoder_spec", metavar="E", help="Another encoder.")
 @click.option("--templates", metavar="FILE", help="Other prompt templates.")
 @click.option("--background", metavar="FILE", help="Other background phrases.")
@@ -318,6 +339,7 @@ def rebuild(
     target: str,
     top_r: int | None,
     method: str | None,
+    normalise: str | None,
     encoder_spec: str | None,
     templates: str | None,
     background: str | None,
@@ -344,6 +366,7 @@ def rebuild(
         _templates(templates) if templates else manifest.encoder.templates,
         *phrases,
         nearest or manifest.background.k,
+        normalise or manifest.normalisation,
     )
     with bars() as bar:
         if not (folder / "manifest.json").exists():  # else an earlier run was interrupted: fill in the rest

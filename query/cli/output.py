@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+METHOD_NAMES = ("whitened", "dual", "weighted", "probelog")
+"""``engine.distance.METHODS``, which cannot be imported where help must come at once."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -68,6 +71,16 @@ def index_option(function: Function) -> Function:
         required=True,
         envvar="HUBHOUND_INDEX",
         help="The index: a folder.  [env: HUBHOUND_INDEX]",
+    )(function)
+
+
+def method_option(function: Function) -> Function:
+    """Adds ``--method``, None for the index's default."""
+    return click.option(
+        "--method",
+        type=click.Choice(METHOD_NAMES),
+        envvar="HUBHOUND_METHOD",
+        help="How evidence becomes a margin; by default the index's.  [env: HUBHOUND_METHOD]",
     )(function)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from engine.outputs import Calibration, OutputTable
 from engine.store.base import StoreLayout
 
-CONSTANTS = ("h_uniform", "h", "s", "g", "q")
+CONSTANTS = ("h_uniform", "h", "s", "g", "q", "g_white", "q_white", "prior")
 
 
 def make_table(

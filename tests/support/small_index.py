@@ -58,7 +58,7 @@ def make_index(
     folder: Path,
     *,
     top_r: int = TOP_R,
-    method: str = "dual",
+    method: str = "whitened",
     responses: str = "keep",
     background: Sequence[str] | None = None,
 ) -> Index:

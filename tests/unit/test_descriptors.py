@@ -155,3 +155,61 @@ def test_centred_log_probabilities_of_a_softmax_are_the_centred_logits() -> None
     np.testing.assert_allclose(
         centred_log_probabilities(p.astype(np.float32)), logits - logits.mean(1, keepdims=True), atol=1e-4
     )
+
+
+def test_divisive_normalisation_by_hand() -> None:
+    """Two outputs over four probes: each probe divided by a power of its spread, then standardised again."""
+    probes = normalise(np.random.default_rng(0).standard_normal((4, 3)))
+    responses = np.array([[1.0, 4.0], [2.0, 1.0], [3.0, 2.0], [6.0, 9.0]])  # [n, outputs]
+    z = [(column - column.mean()) / column.std() for column in responses.T]
+    expected = np.zeros((2, 4))
+    variance = [((z[0][i] - z[1][i]) / 2) ** 2 for i in range(4)]  # of two numbers
+    usual = sum(variance) / 4
+    for m in range(2):
+        scaled = np.array([z[m][i] / (max(variance[i] / usual, 1e-4) ** 0.5) ** (2 / 102) for i in range(4)])
+        expected[m] = (scaled - scaled.mean()) / scaled.std()
+    made = output_descriptors(responses, probes, 4, "divisive")
+    for m in range(2):
+        np.testing.assert_allclose(made.z[m], expected[m][made.idx[m]], atol=1e-6)
+        assert (np.diff(made.z[m]) <= 0).all()
+        anchor = sum(expected[m][i] * (probes[i] - probes.mean(axis=0)) for i in range(4)) / 4
+        np.testing.assert_allclose(made.anchor[m], anchor, atol=1e-6)
+    np.testing.assert_allclose(made.mean, responses.mean(axis=0))
+    np.testing.assert_allclose(made.std, responses.std(axis=0))
+    plain = output_descriptors(responses, probes, 4)
+    assert np.abs(plain.z - made.z).max() > 1e-3
+
+
+def test_divisive_normalisation_quietens_probes_that_excite_every_output() -> None:
+    rng = np.random.default_rng(1)
+    probes = normalise(rng.standard_normal((50, 8)))
+    clean = rng.standard_normal((50, 400))
+    loud = clean.copy()
+    loud[7] *= 30
+    truth = output_descriptors(clean, probes, 10, "none").anchor
+    none = output_descriptors(loud, probes, 10, "none").anchor
+    divided = output_descriptors(loud, probes, 10, "divisive").anchor
+    assert np.abs(divided - truth).mean() < 0.5 * np.abs(none - truth).mean()
+
+
+def test_left_out_outputs_do_not_disturb_the_normalisation() -> None:
+    rng = np.random.default_rng(2)
+    probes = normalise(rng.standard_normal((30, 8)))
+    responses = rng.standard_normal((30, 12))
+    broken = np.concatenate([responses, np.full((30, 1), 3.0), np.full((30, 1), np.nan)], axis=1)
+    alone = output_descriptors(responses, probes, 5, "divisive")
+    beside = output_descriptors(broken, probes, 5, "divisive")
+    np.testing.assert_array_equal(alone.z, beside.z)
+    assert len(beside.left_out) == 2
+
+
+def test_normalisation_of_a_single_output_and_of_equal_ones() -> None:
+    probes = normalise(np.random.default_rng(3).standard_normal((6, 4)))
+    one = np.random.default_rng(4).standard_normal((6, 1))
+    np.testing.assert_allclose(
+        output_descriptors(one, probes, 6, "divisive").z, output_descriptors(one, probes, 6).z, atol=1e-6
+    )
+    same = np.repeat(one, 3, axis=1)
+    np.testing.assert_allclose(
+        output_descriptors(same, probes, 6, "divisive").z, output_descriptors(same, probes, 6).z, atol=1e-6
+    )

@@ -28,38 +28,58 @@ def slow_standardise(values: np.ndarray) -> np.ndarray:
     return np.array([(v - values.mean()) / values.std() for v in values])
 
 
+def slow_spread(probes: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """The ridged covariance of what is to be told apart, one pair of directions at a time."""
+
+    def covariance(rows: np.ndarray) -> np.ndarray:
+        gaps = rows - rows.mean(axis=0)
+        whole = sum(np.outer(gap, gap) for gap in gaps) / len(gaps)
+        return np.asarray(whole / (np.diag(whole).sum() / len(whole)))
+
+    return np.asarray(0.6 * covariance(probes) + 0.4 * covariance(words) + 0.1 * np.eye(probes.shape[1]))
+
+
 def slow_margin(world: dict[str, np.ndarray], output: int, concept: np.ndarray, method: str) -> float:
     """The margin straight from the design, one output and one concept, all in float64."""
     probes = world["probes"].astype(np.float64)
     z_l = slow_standardise(world["responses"][:, output])
     kept = sorted(range(N), key=lambda i: (-z_l[i], i))[:R]
 
+    words = np.stack([b / np.linalg.norm(b) for b in world["background"]])
+    spread = slow_spread(probes, words)
+
     def parts(text: np.ndarray) -> tuple[float, float]:
         unit = text / np.linalg.norm(text)
         z_c = slow_standardise(probes @ unit)
+        compared = z_c
+        if method == "whitened":
+            compared = slow_standardise(probes @ np.linalg.solve(spread, unit))
         total = 0.0
         for i in kept:
             w = 1.0 if method == "probelog" else (max(z_l[i], 0.0) / max(z_l[j] for j in kept)) ** 3
             total += w * (z_l[i] - z_c[i]) ** 2
-        return float(np.sqrt(total)), float((z_l * z_c).mean())
+        return float(np.sqrt(total)), float((z_l * compared).mean())
 
     d, rho = parts(concept)
     background = [parts(b) for b in world["background"]]
     near = sorted(b[0] for b in background)
     h = np.mean(near[:K])
-    if method != "dual":
+    if method in {"weighted", "probelog"}:
         return float(h - d)
     s, q = np.std(near), np.std([b[1] for b in background])
     g = np.mean(sorted((b[1] for b in background), reverse=True)[:K])
+    if method == "whitened":
+        moment = sum(z_l[i] ** 4 for i in kept) / N
+        return float(0.5 * (h - d) / s + (rho - g) / q - 0.4 * np.log(moment / 5))
     return float((h - d) / s + LAMBDA * (rho - g) / q)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_margins_agree_with_the_slow_form(world: dict[str, np.ndarray], method: str) -> None:
     made = output_descriptors(world["responses"], world["probes"], R)
-    background = Background(tuple(map(str, range(B))), concept_descriptors(world["background"], world["probes"]), K)
+    background = Background.describe(tuple(map(str, range(B))), world["background"], world["probes"], K)
     constants = calibrate(made.idx, made.z, made.anchor, background)
-    concepts = concept_descriptors(world["concepts"], world["probes"])
+    concepts = concept_descriptors(world["concepts"], world["probes"], background.whitening)
     got = margins(made.idx, made.z, made.anchor, constants, concepts, check_method(method))
     expected = [[slow_margin(world, m, world["concepts"][c], method) for m in range(M)] for c in range(C)]
     np.testing.assert_allclose(got, expected, atol=2e-5)
@@ -166,7 +186,7 @@ def test_background_is_drawn_by_seed_without_barred_names() -> None:
 
 
 def test_unknown_method_is_refused() -> None:
-    with pytest.raises(InputError, match="use one of dual"):
+    with pytest.raises(InputError, match="use one of whitened"):
         check_method("cosine")
 
 

@@ -19,13 +19,15 @@ from engine.errors import (
     InputError,
     ProbeError,
 )
+from engine.distance import METHODS
 from engine.index import Index, describe_background
 from engine.rebuild import rebuild
 from engine.schema import Model, ModelState
 from engine.snapshot import Snapshot
 from engine.verify import verify
 from engine.writer import IndexWriter
-from query.search import Searcher, SearchRequest
+from query.request import SearchRequest
+from query.search import Searcher
 from tests.support.small_index import (
     ANIMALS,
     THINGS,
@@ -316,8 +318,8 @@ def test_verify_finds_what_is_wrong(tmp_path: Path) -> None:
 
 def test_methods_answer_differently_and_name_themselves(tmp_path: Path) -> None:
     index = make_filled_index(tmp_path / "zoo")
-    margins = {m: [h[2] for h in hits(index, "owl", 3, method=m)] for m in ("dual", "weighted", "probelog")}
-    assert len({tuple(values) for values in margins.values()}) == 3
+    margins = {m: [h[2] for h in hits(index, "owl", 3, method=m)] for m in METHODS}
+    assert len({tuple(values) for values in margins.values()}) == len(METHODS)
     default = make_filled_index(tmp_path / "other" / "zoo", method="weighted")
     assert [h[2] for h in hits(default, "owl", 3)] == margins["weighted"]
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from engine.calibration import Background, calibrate
 from engine.descriptors import ConceptDescriptors, concept_descriptors, normalise, output_descriptors
 from engine.distance import METHODS, Method, margins
-from engine.outputs import Calibration
 from engine.scan import ScanArrays, decode_anchors, encode_anchors, pack, top_k
 
 N, D, R = 120, 33, 21
@@ -23,9 +22,9 @@ def make(rows: int, seed: int, r: int = R) -> tuple[ScanArrays, ConceptDescripto
     rng = np.random.default_rng(seed)
     probes = normalise(rng.standard_normal((N, D)))
     made = output_descriptors(rng.standard_normal((N, rows)) ** 3, probes, r)
-    background = Background(tuple(map(str, range(30))), concept_descriptors(rng.standard_normal((30, D)), probes), 10)
+    background = Background.describe(tuple(map(str, range(30))), rng.standard_normal((30, D)), probes, 10)
     constants = calibrate(made.idx, made.z, made.anchor, background)
-    concepts = concept_descriptors(rng.standard_normal((4, D)), probes)
+    concepts = concept_descriptors(rng.standard_normal((4, D)), probes, background.whitening)
     expected = {m: margins(made.idx, made.z, made.anchor, constants, concepts, m) for m in METHODS}
     return pack(made.idx, made.z, made.anchor, constants), concepts, expected
 
@@ -107,7 +106,7 @@ def test_bounds_hold_for_hostile_anchors() -> None:
     rng = np.random.default_rng(0)
     anchor = rng.standard_normal((2_000, D)).astype(np.float32) * 1e-3
     anchor[:, 0] += 5.0
-    constants = Calibration(arrays.h_uniform, arrays.h, arrays.s, arrays.g, np.full_like(arrays.q, 1e-3))
+    constants = replace(arrays.constants(slice(None)), q=np.full_like(arrays.q, 1e-3))
     hostile = pack(*arrays.kept(slice(None)), anchor, constants)
     exact = margins(*arrays.kept(slice(None)), anchor, constants, concepts, "dual")
     for kernel in KERNELS:
@@ -126,8 +125,9 @@ def test_bytes_within_the_budget() -> None:
     rng = np.random.default_rng(0)
     probes = normalise(rng.standard_normal((100, 384)))
     made = output_descriptors(rng.standard_normal((100, 3)), probes, 50)
-    ones = np.ones(3, np.float32)
-    arrays = pack(made.idx, made.z, made.anchor, Calibration(ones, ones, ones, ones, ones))
+    background = Background.describe(tuple(map(str, range(12))), rng.standard_normal((12, 384)), probes)
+    arrays = pack(made.idx, made.z, made.anchor, calibrate(made.idx, made.z, made.anchor, background))
     assert arrays.bytes_scanned("dual") <= 350 + 384
+    assert arrays.bytes_scanned("whitened") == arrays.bytes_scanned("dual") + 4
     assert arrays.bytes_scanned("probelog") == 304
     assert arrays.bytes_scanned("weighted") == 304

@@ -222,7 +222,7 @@ def test_local_search_agrees_with_the_formula(place: Place, method: str) -> None
             w = np.ones(R) if method == "probelog" else (np.maximum(table.z[row], 0) / top).astype(np.float64) ** 3
             d = np.sqrt((w * (table.z[row] - z_c[table.idx[row]]) ** 2).sum())
             h = float((table.calibration.h_uniform if method == "probelog" else table.calibration.h)[row])
-            s = float(table.calibration.s[row]) if method == "dual" else 1.0
+            s = float(table.calibration.s[row]) if method in {"dual", "whitened"} else 1.0
             score = (h * h - d * d) / (2 * h * s) + t * t * s / (2 * h)
             expected[table.repo, int(table.output[row])] = score, (h - d) / s, h / s
     with place.create(replace(LAYOUT, method=method)) as store:
@@ -247,14 +247,15 @@ def test_global_search_agrees_with_the_formula(store: DescriptorStore) -> None:
     t_c, sigma = np.random.default_rng(8).standard_normal(D), 0.6
     expected = {}
     for table in tables:
-        margins = (table.anchor @ t_c / sigma - table.calibration.g) / table.calibration.q
+        c = table.calibration  # the layout serves the default method
+        margins = (table.anchor @ t_c / sigma - c.g_white) / c.q_white + c.prior
         expected.update({(table.repo, int(o)): float(v) for o, v in zip(table.output, margins, strict=True)})
-    hits = store.query_global(records.global_query(t_c, sigma), 1000)
+    hits = store.query_global(records.global_query(t_c / sigma), 1000)
     assert len(hits) == 90
     for hit in hits:
         assert hit.score == pytest.approx(expected[hit.repo, hit.output], abs=1e-4)
     best = sorted(expected, key=lambda key: -expected[key])[:5]
-    assert [(hit.repo, hit.output) for hit in store.query_global(records.global_query(t_c, sigma), 5)] == best
+    assert [(hit.repo, hit.output) for hit in store.query_global(records.global_query(t_c / sigma), 5)] == best
 
 
 def test_reopening(place: Place) -> None:

@@ -64,7 +64,7 @@ def test_answers_do_not_change_by_optimising(folder: Path, monkeypatch: pytest.M
     layout = StoreLayout(probes=200, top_r=20, dimension=512)
     tables = [make_table(layout, f"org/{i}", m=1000, seed=i) for i in range(6)]
     sparse = records.local_query(np.random.default_rng(1).standard_normal(200), 0.0)
-    dense = records.global_query(np.random.default_rng(2).standard_normal(512), 1.0)
+    dense = records.global_query(np.random.default_rng(2).standard_normal(512))
     with EdgeStore.create(folder / "store", layout) as store:
         for table in tables:
             store.upsert_outputs(table)
@@ -75,7 +75,7 @@ def test_answers_do_not_change_by_optimising(folder: Path, monkeypatch: pytest.M
         for old, new in zip(before, after, strict=True):
             assert [(h.repo, h.output) for h in old] == [(h.repo, h.output) for h in new]
             np.testing.assert_allclose([h.score for h in old], [h.score for h in new], rtol=1e-4)
-        best = np.concatenate([records.global_documents(table) @ dense for table in tables])
+        best = np.concatenate([records.global_documents(table, "whitened") @ dense for table in tables])
         np.testing.assert_allclose([h.score for h in after[1]], np.sort(best)[::-1][:50], rtol=1e-4)
         assert_same(store.outputs("org/3", "r1"), tables[3])
         store.upsert_outputs(make_table(layout, "org/3", m=1000, seed=9))

@@ -31,7 +31,7 @@ def margin(table: OutputTable, row: int, z_c: np.ndarray, method: str) -> tuple[
         weight = 1.0 if method == "probelog" else (max(z, 0.0) / top) ** 3
         square += weight * (z - float(z_c[probe])) ** 2
     hubness = float((table.calibration.h_uniform if method == "probelog" else table.calibration.h)[row])
-    scale = float(table.calibration.s[row]) if method == "dual" else 1.0
+    scale = float(table.calibration.s[row]) if method in {"dual", "whitened"} else 1.0
     return (hubness - square**0.5) / scale, hubness, scale
 
 
@@ -99,13 +99,16 @@ def test_dimensions_ascend_and_probes_without_weight_are_left_out() -> None:
         assert point.indices == [*weighted, *(N + i for i in weighted), 2 * N, 2 * N + 1]
 
 
-def test_the_global_score_is_the_global_margin() -> None:
+@pytest.mark.parametrize("method", ["dual", "whitened"])
+def test_the_global_score_is_the_global_margin(method: str) -> None:
     table = make_table(layout())
     t_c, sigma = np.random.default_rng(4).standard_normal(D), 0.7
-    scores = records.global_documents(table).astype(np.float64) @ records.global_query(t_c, sigma)
+    scores = records.global_documents(table, method).astype(np.float64) @ records.global_query(t_c / sigma)
     for row, score in enumerate(scores):
         rho = sum(float(table.anchor[row, j]) * float(t_c[j]) for j in range(D)) / sigma
-        expected = (rho - float(table.calibration.g[row])) / float(table.calibration.q[row])
+        c = table.calibration
+        g, q, prior = (c.g_white, c.q_white, c.prior) if method == "whitened" else (c.g, c.q, np.zeros(len(c.g)))
+        expected = (rho - float(g[row])) / float(q[row]) + float(prior[row])
         assert score == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
@@ -165,7 +168,7 @@ def test_outputs_of_another_index_are_refused(other: StoreLayout, part: str) -> 
     assert caught.value.part == part
 
 
-@pytest.mark.parametrize("name", ["h", "s", "q", "h_uniform"])
+@pytest.mark.parametrize("name", ["h", "s", "q", "h_uniform", "q_white"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
 def test_numbers_that_would_spoil_every_answer_are_refused(name: str, bad: float) -> None:
     table = make_table(layout())
