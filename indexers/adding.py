@@ -13,7 +13,8 @@ import numpy as np
 from engine.errors import ModelError, ModelFailedError, ModelRefusedError, Reason
 from engine.schema import Model, ModelState
 from engine.writer import IndexWriter
-from indexers.prober import Prober
+from indexers.loaders.base import LoadedModel
+from indexers.prober import Prober, Responses
 from indexers.sources import ModelSource, fetch, revision_of
 
 STAGES = ("list", "fetch", "load", "decode", "probe", "store")
@@ -118,9 +119,7 @@ def _add(
     progress: Progress | None,
     outcome: Outcome,
 ) -> None:
-    def tell(what: str) -> Callable[[int, int], None]:
-        return lambda done, total: progress(what, done, total) if progress else None
-
+    tell = _teller(progress)
     tell("looking up")(0, 0)
     with outcome.timed("list"):
         revision, _ = revision_of(source)
@@ -129,26 +128,11 @@ def _add(
     if known is not None and known.state is ModelState.INDEXED and known.revision == revision:
         outcome.already, outcome.outputs, outcome.left_out = True, known.outputs, len(known.left_out)
         return
-    tell("fetching")(0, 0)
-    with outcome.timed("fetch"):
-        repository = fetch(
-            source,
-            revision,
-            max_size_bytes=options.max_size_bytes,
-            allow_pickle=options.allow_pickle,
-            cache=options.cache,
-        )
-    from indexers.loaders import load  # imports torch: not for models that are refused or in the index already
-
-    tell("loading")(0, 0)
-    with outcome.timed("load"):
-        loaded = load(repository, allow_pickle=options.allow_pickle)
-    responses = prober.probe(loaded, tell("decoding probes"), tell("probing"))
-    outcome.seconds["decode"], outcome.seconds["probe"] = responses.decode_s, responses.forward_s
+    loaded, responses = run_model(prober, source, revision, options, outcome, progress)
     tell("storing")(0, 0)
     with outcome.timed("store"):
         count = responses.values.shape[1]
-        labels = (*loaded.labels[:count], *[None] * (count - len(loaded.labels)))
+        labels = labels_of(loaded, count)
         table, left_out = writer.describe(loaded.repo, revision, labels, responses.values)
         if not len(table):
             finite = bool(np.isfinite(responses.values).any())
@@ -176,3 +160,57 @@ def _add(
         keep = writer.index.manifest.responses == "keep"
         writer.put(model, table, responses.values if keep else None)
     outcome.outputs, outcome.left_out = len(table), len(left_out)
+
+
+def run_model(
+    prober: Prober,
+    source: ModelSource,
+    revision: str,
+    options: AddOptions,
+    outcome: Outcome,
+    progress: Progress | None = None,
+) -> tuple[LoadedModel, Responses]:
+    """Fetches, loads and probes one model; stores nothing.
+
+    Args:
+        prober: Over the index's probes.
+        source: The model.
+        revision: Its revision, as ``revision_of`` gave it.
+        options: Limits.
+        outcome: Gets the seconds of each stage.
+        progress: Told what is being done.
+
+    Raises:
+        ModelError: Something is wrong with the model.
+        ProbeError: A probe can no longer be read.
+    """
+    tell = _teller(progress)
+    tell("fetching")(0, 0)
+    with outcome.timed("fetch"):
+        repository = fetch(
+            source,
+            revision,
+            max_size_bytes=options.max_size_bytes,
+            allow_pickle=options.allow_pickle,
+            cache=options.cache,
+        )
+    from indexers.loaders import load  # imports torch: not for models that are refused or in the index already
+
+    tell("loading")(0, 0)
+    with outcome.timed("load"):
+        loaded = load(repository, allow_pickle=options.allow_pickle)
+    responses = prober.probe(loaded, tell("decoding probes"), tell("probing"))
+    outcome.seconds["decode"], outcome.seconds["probe"] = responses.decode_s, responses.forward_s
+    return loaded, responses
+
+
+def labels_of(loaded: LoadedModel, outputs: int) -> tuple[str | None, ...]:
+    """Declared labels, one per output that the model really has."""
+    return (*loaded.labels[:outputs], *[None] * (outputs - len(loaded.labels)))
+
+
+def _teller(progress: Progress | None) -> Callable[[str], Callable[[int, int], None]]:
+    def tell(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(what, done, total) if progress else None
+
+    return tell

@@ -19,6 +19,8 @@ _COMMANDS = {
     "demo": ("query.cli.demo", "demo", "Everything on a small drawn world, without a network."),
     "index": ("query.cli.index", "index", "Make, fill and check an index."),
     "search": ("query.cli.search", "search", "Find the models that recognise a concept."),
+    "eval": ("query.cli.evaluate", "evaluate", "Measure how good search is."),
+    "describe": ("query.cli.describe", "describe", "Names for what a model's outputs recognise."),
 }
 
 EXAMPLES = """

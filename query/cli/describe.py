@@ -1,0 +1,227 @@
+"""``hubhound describe``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from engine.errors import IndexUnusableError, InputError, ModelFailedError, Reason
+from query.cli.add import parse_size
+from query.cli.output import bars, data, data_json, format_option, index_option, note, table
+
+if TYPE_CHECKING:
+    from engine.index import Index
+    from engine.outputs import OutputTable
+    from indexers.adding import AddOptions
+    from indexers.prober import Prober
+    from indexers.sources import ModelSource
+    from query.describe import DescribeAnswer, Describer
+
+MARK = "✗"
+"""Stands where label and names disagree."""
+
+MANY = 0.25
+"""Above this share of disagreements, more than single labels is wrong."""
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  hubhound describe timm/resnet50.a1_in1k --index zoo
+  hubhound describe microsoft/resnet-18 --index zoo --output 17 --output 207 -k 5
+  hubhound describe ./models/me/my-classifier --index zoo --vocabulary words.txt --format json
+  hubhound describe timm/resnet50.a1_in1k --index zoo --only-disagreements
+"""
+)
+@click.argument("model")
+@index_option
+@click.option("-k", type=click.IntRange(min=1), default=3, show_default=True, help="Names per output.")
+@click.option(
+    "--vocabulary",
+    "vocabulary_path",
+    type=click.Path(),
+    help="A file with one word or phrase a line; by default the class names of ImageNet-21k.",
+)
+@click.option("--output", "outputs", type=click.IntRange(min=0), multiple=True, help="Only this output; repeatable.")
+@click.option("--only-disagreements", is_flag=True, help="Only outputs whose label and names disagree clearly.")
+@click.option(
+    "--method",
+    type=click.Choice(["whitened", "dual", "weighted", "probelog"]),
+    envvar="HUBHOUND_METHOD",
+    help="How evidence becomes a margin; by default the index's.",
+)
+@click.option("--max-size", default="4GB", show_default=True, help="Larger repositories are refused before download.")
+@click.option("--allow-pickle", is_flag=True, help="Also open .bin and .pt weights, restricted to tensors.")
+@click.option(
+    "--probes",
+    "probe_folder",
+    type=click.Path(),
+    help="Where the probe images are now, if they were moved.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(),
+    envvar="HUBHOUND_CACHE",
+    help="Where preprocessed probes are kept.  [env: HUBHOUND_CACHE; by default the user's cache folder]",
+)
+@click.option(
+    "--device", default="auto", show_default=True, envvar="HUBHOUND_DEVICE", help="auto, cpu, cuda, cuda:1, mps."
+)
+@format_option
+def describe(
+    model: str,
+    index_path: str,
+    k: int,
+    vocabulary_path: str | None,
+    outputs: tuple[int, ...],
+    only_disagreements: bool,
+    method: str | None,
+    max_size: str,
+    allow_pickle: bool,
+    probe_folder: str | None,
+    cache: str | None,
+    device: str,
+    form: str,
+) -> None:
+    """Name what the outputs of MODEL recognise, beside the labels that it declares.
+
+    MODEL is in the index (org/name), or a folder in Hub layout or a Hub id org/name[@revision] that is not: then it is
+    run over the index's probes, and nothing is stored. The score says how much better a name fits the output than it
+    fits outputs in general; the names are in its order.
+    """
+    from engine.index import Index
+    from query.describe import Describer, DescribeRequest
+    from query.vocabulary import read_vocabulary
+
+    if "://" in index_path:
+        raise IndexUnusableError(f"the index {index_path} is not a folder: this version reads embedded indexes")
+    index = Index(Path(index_path).expanduser())
+    request = DescribeRequest(k, method, outputs or None)
+    size = parse_size(max_size)
+    vocabulary = read_vocabulary(Path(vocabulary_path)) if vocabulary_path else None
+    with bars() as bar:
+        describer = Describer(index, vocabulary, progress=bar("embedding the vocabulary", "phrases"))
+        found = model if describer.knows(model) else _looked_up(model, describer)
+        if isinstance(found, str):
+            answer = describer.describe(found, request)
+        else:
+            from indexers.adding import AddOptions
+
+            prober = _prober(index, probe_folder, cache, device)
+            running = bar("", "images")
+            options = AddOptions(size, allow_pickle)
+            run = _run(found, describer, prober, options, lambda what, done, total: running(done, total, what))
+            answer = describer.describe_outputs(run, request)
+    _write(answer, only_disagreements, form)
+
+
+def _looked_up(model: str, describer: Describer) -> str | ModelSource:
+    """What the user means with a model whose id is not in the index: a folder of one that is, or one to be run.
+
+    Raises:
+        InputError: It is nothing, or several models.
+    """
+    from indexers.sources import expand, revision_of
+
+    try:
+        sources = expand([model])
+    except InputError as error:
+        raise InputError(f"{error}{_hint(model, describer)}") from error
+    if len(sources) != 1:
+        raise InputError(f"{model} names {len(sources)} models: describe one at a time")
+    (source,) = sources
+    if source.folder is not None:
+        revision, _ = revision_of(source)
+        if describer.knows(f"{source.repo}@{revision}"):
+            return f"{source.repo}@{revision}"
+    return source
+
+
+def _run(
+    source: ModelSource,
+    describer: Describer,
+    prober: Prober,
+    options: AddOptions,
+    progress: Callable[[str, int, int], None],
+) -> OutputTable:
+    """The outputs of a model that is not in the index.
+
+    Raises:
+        InputError: There is no such model, or none of its outputs says anything.
+        ModelError: It cannot be fetched, loaded or run.
+    """
+    from indexers.adding import Outcome, labels_of, run_model
+    from indexers.sources import revision_of
+
+    try:
+        revision, _ = revision_of(source)
+        loaded, responses = run_model(prober, source, revision, options, Outcome(source.repo), progress)
+    except ModelFailedError as error:
+        if error.reason not in {Reason.MISSING, Reason.NETWORK}:
+            raise
+        raise InputError(f"the index does not have this model; {error}{_hint(source.repo, describer)}") from error
+    values = responses.values
+    outputs = describer.outputs_of(loaded.repo, revision, labels_of(loaded, values.shape[1]), values)
+    if not len(outputs):
+        raise ModelFailedError(
+            Reason.NO_USABLE_OUTPUT,
+            f"all {values.shape[1]} outputs are constant, NaN or infinite over the probes",
+            loaded.repo,
+            revision,
+        )
+    return outputs
+
+
+def _hint(model: str, describer: Describer) -> str:
+    near = describer.near(model)
+    return f"; or did you mean {' or '.join(near)}, in the index?" if near else ""
+
+
+def _prober(index: Index, probe_folder: str | None, cache: str | None, device: str) -> Prober:
+    from platformdirs import user_cache_path
+
+    from engine.throughput import pick_device
+    from indexers.pixels import PixelCache
+    from indexers.prober import Prober
+
+    probes = index.probes(Path(probe_folder) if probe_folder else None)
+    folder = Path(cache).expanduser() if cache else user_cache_path("hubhound")
+    return Prober(probes, PixelCache(folder / "pixels"), pick_device(device))
+
+
+def _write(answer: DescribeAnswer, only_disagreements: bool, form: str) -> None:
+    labelled = sum(output.agrees is not None for output in answer.outputs)
+    wrong = sum(output.agrees is False for output in answer.outputs)
+    shown = answer
+    if only_disagreements:
+        kept = tuple(output for output in answer.outputs if output.agrees is False)
+        shown = answer.model_copy(update={"outputs": kept})
+    if form == "json":
+        data_json(shown.to_json())
+    elif form == "quiet":
+        for output in shown.outputs:
+            data(f"{output.output}\t{output.concepts[0].name}")
+    else:
+        rows = [
+            [
+                str(output.output),
+                output.label or "-",
+                MARK if output.agrees is False else "",
+                " · ".join(f"{found.name} {found.score:.1f}" for found in output.concepts),
+            ]
+            for output in shown.outputs
+        ]
+        table(f"{answer.model}@{answer.revision}", [("output", "right"), "label", "", "names and scores"], rows)
+    note(
+        f"{len(answer.outputs):,} outputs, {answer.vocabulary:,} phrases, {answer.seconds:,.1f} s; "
+        f"{MARK} {wrong:,} of {labelled:,} labels disagree clearly with what the output does"
+    )
+    if labelled >= 10 and wrong > MANY * labelled:
+        note(
+            "so many disagree that the labels may be in another order, the model weak, or the labels words that the "
+            "encoder or the probes do not know"
+        )

@@ -1,0 +1,72 @@
+"""Models of an index and their outputs, by what people type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import InputError
+from engine.schema import LeftOut
+from engine.snapshot import Snapshot
+
+
+def find_model(snapshot: Snapshot, model: str) -> int:
+    """The place of a model among those of a snapshot.
+
+    Args:
+        snapshot: Of the index.
+        model: ``org/name`` or ``org/name@revision``; a commit may be shortened to 7 digits or more.
+
+    Raises:
+        InputError: It is not there; the message names models that are called nearly the same.
+    """
+    repo, _, revision = model.partition("@")
+    for place, record in enumerate(snapshot.models):
+        if record.repo == repo:
+            if revision in {"", record.revision} or (len(revision) >= 7 and record.revision.startswith(revision)):
+                return place
+            raise InputError(f"the index has {repo} at revision {record.revision}, not {revision}: ask for that one")
+    near = near_models(snapshot, repo)
+    hint = f"did you mean {' or '.join(near)}?" if near else "'hubhound index models' shows what is there"
+    raise InputError(f"the model {model} is not in the index: {hint}")
+
+
+def near_models(snapshot: Snapshot, repo: str) -> list[str]:
+    """Ids in the index that are written nearly like an unknown one, at most three, the nearest first."""
+    folded = {record.repo.casefold(): record.repo for record in snapshot.models}
+    close = difflib.get_close_matches(repo.casefold(), folded, n=3, cutoff=0.6)
+    # A name without its org or with another one, or a part of a name.
+    tail = repo.casefold().rpartition("/")[2]
+    same = [name for name in folded if name.rpartition("/")[2] == tail]
+    part = [name for name in folded if len(tail) >= 3 and tail in name]
+    return [folded[name] for name in dict.fromkeys([*same, *close, *part])][:3]
+
+
+def find_outputs(
+    wanted: Sequence[int] | None, repo: str, output: npt.NDArray[np.int64], left_out: Sequence[LeftOut] = ()
+) -> npt.NDArray[np.intp]:
+    """Rows of the outputs that are asked for, each once, in the order asked.
+
+    Args:
+        wanted: Positions in the model's answer; None for all.
+        repo: The model, for the error.
+        output: Positions of the rows, ``[m]``.
+        left_out: Outputs that carry no information, for the error.
+
+    Raises:
+        InputError: One is not there.
+    """
+    if wanted is None:
+        return np.arange(len(output))
+    places = {int(number): row for row, number in enumerate(output)}
+    reasons = {entry.output: entry.reason for entry in left_out}
+    for number in wanted:
+        if number in reasons:
+            raise InputError(f"output {number} of {repo} was left out of the index: its answers are {reasons[number]}")
+        if number not in places:
+            span = f"outputs {output.min()} to {output.max()}" if len(output) else "no outputs"
+            raise InputError(f"{repo} has no output {number}: it has {span}")
+    return np.asarray([places[number] for number in dict.fromkeys(wanted)], dtype=np.intp)
