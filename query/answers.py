@@ -21,7 +21,7 @@ class LocalEvidence(Record):
 
     distance: float
     hubness: float
-    scale: float = Field(description="What the difference is divided by; 1 unless the method is dual.")
+    scale: float = Field(description="What the difference is divided by; 1 for weighted and probelog.")
 
 
 class GlobalEvidence(Record):
@@ -40,30 +40,69 @@ class Hit(Record):
     revision: str
     output: int
     label: str | None = Field(description="As the model declares it.")
-    margin: float = Field(description="Larger is better; above 0 is closer than the background.")
+    margin: float = Field(description="What the probes say. Larger is better; above 0 is closer than the background.")
     percentile: float = Field(description="Standing among the output's background concepts, per cent from the top.")
     local: LocalEvidence
     global_: GlobalEvidence | None = Field(default=None, serialization_alias="global")
+    prior: float | None = Field(default=None, description="What the output is granted before any concept is known.")
+    witnesses: tuple[str, ...] | None = Field(default=None, description="Who speaks for the hit: probes, labels.")
+    label_margin: float | None = Field(
+        default=None, description="How much closer the label is to the concept than to the background's words."
+    )
     probes: tuple[ProbeEvidence, ...] | None = None
 
 
-class TextQuery(Record):
-    """What was asked."""
+class Query(Record):
+    """What was asked; only what was given is there."""
 
-    text: str
+    text: str | None = None
+    texts: tuple[str, ...] | None = Field(default=None, description="A list that one model must cover.")
+    images: tuple[str, ...] | None = None
+    like: str | None = Field(default=None, description="An output, org/name#17, or a model, org/name.")
 
 
-class ConceptResult(Record):
-    """The hits of one concept."""
+class Matched(Record):
+    """What one concept of a list was matched to in a model."""
 
-    query: TextQuery
-    hits: tuple[Hit, ...]
+    concept: str
+    output: int | None = Field(description="null where nothing in the model recognises the concept.")
+    label: str | None
+    margin: float | None
+    probes: tuple[ProbeEvidence, ...] | None = None
+
+
+class ModelHit(Record):
+    """One model that covers a list of concepts, each by an output of its own."""
+
+    rank: int
+    model: str
+    revision: str
+    margin: float = Field(description="Mean over the concepts; one without an output counts 0.")
+    covered: int = Field(description="Concepts whose margin is above 0.")
+    outputs: tuple[Matched, ...]
+
+
+class Result(Record):
+    """The hits of one question."""
+
+    query: Query
+    hits: tuple[Hit | ModelHit, ...]
+
+    @property
+    def outputs(self) -> tuple[Hit, ...]:
+        """The hits that are outputs: all, unless models were asked for."""
+        return tuple(hit for hit in self.hits if isinstance(hit, Hit))
+
+    @property
+    def models(self) -> tuple[ModelHit, ...]:
+        """The hits that are models."""
+        return tuple(hit for hit in self.hits if isinstance(hit, ModelHit))
 
 
 class SearchAnswer(Record):
     """The answer to a search."""
 
-    results: tuple[ConceptResult, ...]
+    results: tuple[Result, ...]
     searched: int = Field(description="Outputs that were compared.")
     exact: bool
     seconds: float

@@ -1,55 +1,29 @@
-"""Search: concepts in, the outputs that recognise them out, with the evidence."""
+"""Search: concepts, images or known outputs in, the outputs or models that recognise them out, with the evidence."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.calibration import Background, percentiles
-from engine.concepts import clean_concept
-from engine.descriptors import ConceptDescriptors, FloatArray
-from engine.distance import Method, check_method, weights
-from engine.errors import ConceptError, InputError
+from engine.calibration import Background
+from engine.coverage import top_models
+from engine.descriptors import ConceptDescriptors
+from engine.distance import Method, check_method
 from engine.index import Index, Texts
-from engine.outputs import Calibration
-from engine.scan import Kernel, decode_anchors, evidence, top_k
+from engine.scan import Kernel, exact_margins, top_k
 from engine.snapshot import Snapshot
-from query.answers import (
-    ConceptResult,
-    GlobalEvidence,
-    Hit,
-    LocalEvidence,
-    ProbeEvidence,
-    SearchAnswer,
-    TextQuery,
-)
-from query.filters import Condition, allowed_rows
+from query.answers import Result, SearchAnswer
+from query.filters import allowed_rows
+from query.hits import HitMaker, short
+from query.labels import LabelWitness
+from query.questions import Images, Question, QuestionMaker
+from query.request import SearchRequest
+from query.vocabulary import Progress
 
-EXPLAINED_PROBES = 10
-"""How many probes an explained hit shows."""
-
-
-@dataclass(frozen=True)
-class SearchRequest:
-    """A search.
-
-    Attributes:
-        concepts: Texts.
-        k: Hits per concept, >= 1.
-        method: None for the index's default.
-        where: Conditions.
-        explain: Show the probes behind each hit.
-    """
-
-    concepts: tuple[str, ...]
-    k: int = 10
-    method: str | None = None
-    where: tuple[Condition, ...] = ()
-    explain: bool = False
+Mask = npt.NDArray[np.bool_]
 
 
 class Searcher:
@@ -59,125 +33,146 @@ class Searcher:
         index: The index.
         encode: Embeds texts that the index does not remember; by default its encoder is loaded when one comes.
         kernel: Which kernel scans.
+        encode_images: Embeds image files; by default the index's encoder.
+        progress: Called with (labels done, labels) while labels are embedded for the first time.
     """
 
-    def __init__(self, index: Index, encode: Texts | None = None, kernel: Kernel = "auto") -> None:
+    def __init__(
+        self,
+        index: Index,
+        encode: Texts | None = None,
+        kernel: Kernel = "auto",
+        encode_images: Images | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         self._index = index
         self._encode = encode
         self._kernel: Kernel = kernel
+        self._progress = progress
         self.snapshot: Snapshot = index.snapshot()
-        self._background: Background = index.background(self.snapshot.background)
+        self.background: Background = index.background(self.snapshot.background)
+        self._questions = QuestionMaker(index, self.snapshot, self.background, encode, encode_images)
+        self._witnesses: dict[Method, LabelWitness] = {}
 
-    def search(self, request: SearchRequest) -> SearchAnswer:
-        """The outputs that recognise each concept, best first.
+    def ask(self, request: SearchRequest) -> list[Question]:
+        """What a request asks, as concept descriptors.
 
         Raises:
-            ConceptError: A concept is empty, too long or unknown to the encoder.
-            InputError: k or the method is out of range.
+            ConceptError: A concept is empty, too long, unknown to the encoder, or twice in a list for one model.
+            InputError: The request makes no sense, an image cannot be read, or ``like`` names nothing in the index.
         """
-        started = time.perf_counter()
-        if request.k < 1:
-            raise InputError(f"-k {request.k}: ask for at least one hit")
-        if not request.concepts:
-            raise ConceptError("there is no concept to search for: write a word or a phrase", "")
+        request.check()
+        check_method(request.method or self._index.manifest.method)
+        return self._questions.make(request)
+
+    def search(self, request: SearchRequest) -> SearchAnswer:
+        """The outputs or models that recognise each concept, best first; see ``SearchRequest``.
+
+        Raises:
+            ConceptError: See ``ask``.
+            InputError: See ``ask``.
+        """
+        return self.answer(request, self.ask(request))
+
+    def answer(self, request: SearchRequest, questions: Sequence[Question]) -> SearchAnswer:
+        """The answer to questions that ``ask`` made of the same request."""
         method = check_method(request.method or self._index.manifest.method)
-        texts = [clean_concept(text) for text in request.concepts]
-        concepts = self._index.describe_texts(texts, self._encode)
+        if request.evidence != "probes" and method not in self._witnesses:
+            self._witnesses[method] = LabelWitness(
+                self._index, self.snapshot, self.background, method, self._encode, self._progress
+            )
+        started = time.perf_counter()
         mask = allowed_rows(self.snapshot, request.where)
-        found = top_k(self.snapshot.arrays, concepts, request.k, method, mask=mask, kernel=self._kernel)
-        results = tuple(
-            ConceptResult(query=TextQuery(text=text), hits=self._hits(*found[c], concepts, c, method, request.explain))
-            for c, text in enumerate(texts)
-        )
-        searched = len(self.snapshot) if mask is None else int(mask.sum())
-        return SearchAnswer(
-            results=results, searched=searched, exact=True, seconds=round(time.perf_counter() - started, 6)
-        )
-
-    def _hits(
-        self,
-        rows: npt.NDArray[np.int64],
-        margin: npt.NDArray[np.float64],
-        concepts: ConceptDescriptors,
-        c: int,
-        method: Method,
-        explain: bool,
-    ) -> tuple[Hit, ...]:
-        if not len(rows):
-            return ()
-        arrays = self.snapshot.arrays
-        idx, z = arrays.kept(rows)
-        constants = Calibration(arrays.h_uniform[rows], arrays.h[rows], arrays.s[rows], arrays.g[rows], arrays.q[rows])
-        anchors = decode_anchors(arrays, rows).astype(np.float32)
-        standing = percentiles(idx, z, anchors, constants, margin, self._background, method)
-        distance, correlation = evidence(arrays, rows, concepts, c, method)
-        hubness = constants.h_uniform if method == "probelog" else constants.h
-        hits = []
-        for i, row in enumerate(rows.tolist()):
-            model = self.snapshot.model_of(row)
-            optional: dict[str, object] = {}
-            if method == "dual":
-                optional["global_"] = GlobalEvidence(
-                    correlation=_short(correlation[i]), hubness=_short(constants.g[i]), scale=_short(constants.q[i])
-                )
-            if explain:
-                optional["probes"] = self._probes(idx[i], z[i], concepts.z[c], method)
-            hits.append(
-                Hit(
-                    rank=i + 1,
-                    model=model.repo,
-                    revision=model.revision,
-                    output=int(self.snapshot.output[row]),
-                    label=self.snapshot.label_of(row),
-                    margin=_short(margin[i]),
-                    percentile=round(float(standing[i]), 3),
-                    local=LocalEvidence(
-                        distance=_short(distance[i]),
-                        hubness=_short(hubness[i]),
-                        scale=_short(constants.s[i]) if method == "dual" else 1.0,
-                    ),
-                    **optional,
-                )
-            )
-        return tuple(hits)
-
-    def _probes(
-        self, idx: npt.NDArray[np.uint16], z: FloatArray, concept: FloatArray, method: Method
-    ) -> tuple[ProbeEvidence, ...]:
-        """The probes on which output and concept agree most, by their weighted product."""
-        similarity = concept[idx]
-        agreement = weights(z[None], method)[0] * z * similarity
-        files = self._index.probe_files
-        return tuple(
-            ProbeEvidence(
-                probe=int(idx[j]), file=files[idx[j]][0], response=_short(z[j]), concept=_short(similarity[j])
-            )
-            for j in np.argsort(-agreement, kind="stable")[:EXPLAINED_PROBES]
-        )
-
-
-def _short(value: np.floating | float) -> float:
-    """Six decimals: more than the arithmetic has, few enough to read."""
-    return round(float(value), 6)
-
-
-def read_concepts(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Concepts as a command line gives them: texts, or ``@FILE`` with one a line.
-
-    Raises:
-        InputError: A file cannot be read or is empty.
-    """
-    from pathlib import Path
-
-    from engine.textfiles import read_lines
-
-    concepts: list[str] = []
-    for argument in arguments:
-        if argument.startswith("@") and len(argument) > 1:
-            lines = read_lines(Path(argument[1:]), "concept")
-            if not lines:
-                raise InputError(f"the concept file {argument[1:]} is empty: write one concept a line")
-            concepts += lines
+        maker = HitMaker(self._index, self.snapshot, self.background, method, request.explain)
+        if request.level == "model":
+            results = [self._models(question, request, method, mask, maker) for question in questions]
+        elif request.evidence == "probes":
+            results = self._outputs(questions, request, method, mask, maker)
         else:
-            concepts.append(argument)
-    return tuple(concepts)
+            results = [self._witnessed(question, request, method, mask, maker) for question in questions]
+        without = questions[0].without if questions else None
+        allowed = self._others(mask, without)
+        searched = len(self.snapshot) if allowed is None else int(allowed.sum())
+        return SearchAnswer(
+            results=tuple(results), searched=searched, exact=True, seconds=round(time.perf_counter() - started, 6)
+        )
+
+    def _outputs(
+        self,
+        questions: Sequence[Question],
+        request: SearchRequest,
+        method: Method,
+        mask: Mask | None,
+        maker: HitMaker,
+    ) -> list[Result]:
+        concepts = ConceptDescriptors.join([question.concepts for question in questions])
+        allowed = self._others(mask, questions[0].without)
+        found = top_k(self.snapshot.arrays, concepts, request.k, method, mask=allowed, kernel=self._kernel)
+        return [
+            Result(query=question.query, hits=tuple(maker.outputs(*rows, question.concepts)))
+            for question, rows in zip(questions, found, strict=True)
+        ]
+
+    def _models(
+        self, question: Question, request: SearchRequest, method: Method, mask: Mask | None, maker: HitMaker
+    ) -> Result:
+        """Models by their best assignment of distinct outputs; ``like`` asks for as much as there is."""
+        require = request.require or ("any" if request.like else "all")
+        matches = top_models(
+            self.snapshot.arrays,
+            self.snapshot.starts,
+            question.concepts,
+            request.k,
+            method,
+            require=require,
+            mask=self._others(mask, question.without),
+            kernel=self._kernel,
+        )
+        return Result(query=question.query, hits=tuple(maker.models(matches, question)))
+
+    def _witnessed(
+        self, question: Question, request: SearchRequest, method: Method, mask: Mask | None, maker: HitMaker
+    ) -> Result:
+        """Labels alone rank by the label's margin, equal ones by the probes'; beside the probes they add a bonus.
+
+        The bonus is never below 0 and mostly 0, so the best sums are among the best by the probes alone and the
+        outputs with a bonus: the answer is exact.
+        """
+        said = self._witnesses[method].margins(question.concepts.t[0])
+        arrays, k = self.snapshot.arrays, request.k
+        speaking = ~np.isnan(said.margin) if request.evidence == "labels" else said.bonus > 0
+        if mask is not None:
+            speaking = speaking & mask
+        if request.evidence == "labels":
+            rows = _best(np.nonzero(speaking)[0], said.margin, k)
+            margin = exact_margins(arrays, rows, question.concepts, 0, method)
+            order = np.lexsort((rows, -margin, -said.margin[rows]))[:k]
+        else:
+            ((rows, _),) = top_k(arrays, question.concepts, k, method, mask=mask, kernel=self._kernel)
+            rows = np.union1d(rows, np.nonzero(speaking)[0]).astype(np.int64)
+            margin = exact_margins(arrays, rows, question.concepts, 0, method)
+            order = np.lexsort((rows, -(margin + said.bonus[rows])))[:k]
+        rows, margin = rows[order], margin[order]
+        hits = []
+        for hit, row in zip(maker.outputs(rows, margin, question.concepts), rows.tolist(), strict=True):
+            by_label = said.bonus[row] > 0 if request.evidence == "both" else said.margin[row] > 0
+            spoken = [name for name, speaks in (("probes", hit.margin > 0), ("labels", by_label)) if speaks]
+            label = None if np.isnan(said.margin[row]) else short(said.margin[row])
+            hits.append(hit.model_copy(update={"witnesses": tuple(spoken), "label_margin": label}))
+        return Result(query=question.query, hits=tuple(hits))
+
+    def _others(self, mask: Mask | None, without: int | None) -> Mask | None:
+        """The allowed rows without those of one model."""
+        if without is None:
+            return mask
+        allowed = np.ones(len(self.snapshot), np.bool_) if mask is None else mask.copy()
+        allowed[self.snapshot.starts[without] : self.snapshot.starts[without + 1]] = False
+        return allowed
+
+
+def _best(rows: npt.NDArray[np.int64], values: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.int64]:
+    """The rows whose value is at least the k-th largest: k, and those that are as good as the last of them."""
+    if len(rows) <= k:
+        return rows
+    own = values[rows]
+    return np.asarray(rows[own >= np.partition(own, len(own) - k)[len(own) - k]], dtype=np.int64)

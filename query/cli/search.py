@@ -7,8 +7,11 @@ from pathlib import Path
 import click
 
 from engine.errors import IndexUnusableError
-from query.answers import ConceptResult, SearchAnswer
-from query.cli.output import data, data_json, format_option, index_option, note, table
+from query.answers import Result, SearchAnswer
+from query.cli.output import bars, data, data_json, format_option, index_option, method_option, note, table
+
+SHOWN = 12
+"""How many matched concepts of a model a table shows."""
 
 
 @click.command(
@@ -18,11 +21,38 @@ Examples:
   hubhound search "golden retriever" --index zoo
   hubhound search cat dog @concepts.txt --index zoo -k 3 --format json
   hubhound search "school bus" --index zoo --where library=timm --where max-parameters=10M --explain
+  hubhound search --images photos/forklift/ --index zoo        # by example
+  hubhound search forklift --images photos/forklift/ --index zoo --evidence-image why.png
+  hubhound search cat dog car --level model --index zoo        # one model for all three
+  hubhound search --like timm/resnet50.a1_in1k#207 --index zoo
+  hubhound search --like microsoft/resnet-18 --level model --index zoo
 """
 )
-@click.argument("concepts", nargs=-1, required=True, metavar="CONCEPT...")
+@click.argument("concepts", nargs=-1, metavar="[CONCEPT]...")
 @index_option
-@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Hits per concept.")
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Hits per question.")
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="PATH",
+    help="An example image of the concept, or a folder of them; repeatable. With a CONCEPT: the mean of both.",
+)
+@click.option(
+    "--like", metavar="MODEL[#OUTPUT]", help="Find what other models have that does the same, org/name#17 or org/name."
+)
+@click.option(
+    "--level",
+    type=click.Choice(["output", "model"]),
+    default="output",
+    show_default=True,
+    help="Find outputs, or models that cover the whole list of concepts, each by an output of its own.",
+)
+@click.option(
+    "--require",
+    type=click.Choice(["all", "any"]),
+    help="With --level model: must every concept be covered, or does a model that lacks some only rank lower? "
+    "[default: all; any with --like]",
+)
 @click.option(
     "--where",
     multiple=True,
@@ -30,45 +60,100 @@ Examples:
     help="model, library, licence, architecture (* and ? allowed), max-parameters, min-downloads, label=yes|no. "
     "Different keys must all hold, of one key any.",
 )
+@method_option
 @click.option(
-    "--method",
-    type=click.Choice(["dual", "weighted", "probelog"]),
-    envvar="HUBHOUND_METHOD",
-    help="How evidence becomes a margin; by default the index's.",
+    "--evidence",
+    type=click.Choice(["probes", "labels", "both"]),
+    default="probes",
+    show_default=True,
+    help="What speaks for an output: what it responds to, what it is called, or both.",
 )
 @click.option("--explain", is_flag=True, help="Show the probes behind each hit.")
+@click.option(
+    "--evidence-image",
+    "sheet",
+    type=click.Path(),
+    metavar="FILE.png",
+    help="Draw a contact sheet: the strongest probes of each hit, the concept beside the background's nearest.",
+)
 @format_option
 def search(
     concepts: tuple[str, ...],
     index_path: str,
     k: int,
+    images: tuple[str, ...],
+    like: str | None,
+    level: str,
+    require: str | None,
     where: tuple[str, ...],
     method: str | None,
+    evidence: str,
     explain: bool,
+    sheet: str | None,
     form: str,
 ) -> None:
     """Find the outputs of models that recognise each CONCEPT: a word, a phrase, or @FILE with one a line.
+
+    Or find them by example images, or by an output that does the same; or find models that cover a list of concepts.
 
     The margin says how much closer the concept comes to the output than the background does: above 0 is closer than its
     nearest neighbours. The percentile is its standing among the output's background concepts, from the top.
     """
     from engine.index import Index
     from query.filters import parse_conditions
-    from query.search import Searcher, SearchRequest, read_concepts
+    from query.request import SearchRequest, read_concepts, read_images
+    from query.search import Searcher
 
     conditions = parse_conditions(where)
-    request = SearchRequest(read_concepts(concepts), k, method, conditions, explain)
-    answer = Searcher(Index(_folder(index_path))).search(request)
+    request = SearchRequest(
+        concepts=read_concepts(concepts),
+        k=k,
+        method=method,
+        where=conditions,
+        explain=explain,
+        images=read_images(images),
+        like=like,
+        level=level,  # type: ignore[arg-type]
+        require=require,  # type: ignore[arg-type]
+        evidence=evidence,  # type: ignore[arg-type]
+    )
+    request.check()
+    if sheet:
+        from query.contact_sheet import check_sheet_path
+
+        check_sheet_path(Path(sheet))
+    index = Index(_folder(index_path))
+    with bars() as bar:
+        searcher = Searcher(index, progress=bar("embedding labels", "labels") if evidence != "probes" else None)
+        questions = searcher.ask(request)
+        answer = searcher.answer(request, questions)
+    if sheet:
+        from engine.distance import check_method
+        from query.contact_sheet import write_contact_sheet
+        from query.panels import panels
+
+        used = check_method(method or index.manifest.method)
+        drawn = panels(index, searcher.snapshot, searcher.background, used, questions, answer)
+        asked = ", ".join(name for question in questions for name in question.names[:SHOWN])
+        write_contact_sheet(Path(sheet), drawn, like or asked)
+        note(f"{sheet}: {len(drawn)} outputs with their strongest probes")
+    _write(answer, explain, form)
+    if form == "table":
+        _summary(answer, index_path, bool(conditions or like))
+
+
+def _write(answer: SearchAnswer, explain: bool, form: str) -> None:
     if form == "json":
         data_json(answer.to_json())
-    elif form == "quiet":
-        for result in answer.results:
-            for hit in result.hits:
-                data(f"{hit.model}#{hit.output}")
-    else:
-        for result in answer.results:
-            _show(result, explain)
-        _summary(answer, index_path, bool(conditions))
+        return
+    for result in answer.results:
+        if form == "table":
+            _show_models(result, explain) if result.models else _show(result, explain)
+            continue
+        for found in result.models:
+            data(found.model)
+        for hit in result.outputs:
+            data(f"{hit.model}#{hit.output}")
 
 
 def _folder(path: str) -> Path:
@@ -77,9 +162,19 @@ def _folder(path: str) -> Path:
     return Path(path).expanduser()
 
 
-def _show(result: ConceptResult, explain: bool) -> None:
+def _title(result: Result) -> str:
+    query = result.query
+    if query.like:
+        return f"like {query.like}"
+    texts = query.texts or ((query.text,) if query.text else ())
+    images = f"{len(query.images)} image{'s' if len(query.images) > 1 else ''}" if query.images else None
+    return ", ".join([*texts, *([images] if images else [])])
+
+
+def _show(result: Result, explain: bool) -> None:
+    witnessed = any(hit.witnesses is not None for hit in result.outputs)
     rows: list[list[str | list[str]]] = []
-    for hit in result.hits:
+    for hit in result.outputs:
         row: list[str | list[str]] = [
             str(hit.rank),
             hit.model,
@@ -88,6 +183,8 @@ def _show(result: ConceptResult, explain: bool) -> None:
             f"{hit.margin:.2f}",
             f"{hit.percentile:.1f}%",
         ]
+        if witnessed:
+            row.append(", ".join(hit.witnesses or ()) or "-")
         if explain:
             row.append([f"{p.file}  {p.response:+.1f} / {p.concept:+.1f}" for p in hit.probes or ()])
         rows.append(row)
@@ -99,15 +196,42 @@ def _show(result: ConceptResult, explain: bool) -> None:
         ("margin", "right"),
         ("percentile", "right"),
     ]
+    if witnessed:
+        columns.append("witnesses")
     if explain:
         columns.append("probes: response / concept")
-    table(result.query.text, columns, rows)
+    table(_title(result), columns, rows)
+
+
+def _show_models(result: Result, explain: bool) -> None:
+    rows: list[list[str | list[str]]] = []
+    for hit in result.models:
+        matched = []
+        for m in hit.outputs[:SHOWN]:
+            what = "nothing" if m.output is None else f"#{m.output} {m.label or ''}".rstrip() + f"  {m.margin:.2f}"
+            matched.append(f"{m.concept}: {what}")
+            if explain:
+                matched += [f"    {p.file}  {p.response:+.1f} / {p.concept:+.1f}" for p in m.probes or ()]
+        if len(hit.outputs) > SHOWN:
+            matched.append(f"and {len(hit.outputs) - SHOWN} more (--format json has them)")
+        rows.append([str(hit.rank), hit.model, f"{hit.margin:.2f}", f"{hit.covered}/{len(hit.outputs)}", matched])
+    columns: list[str | tuple[str, str]] = [
+        ("", "right"),
+        "model",
+        ("margin", "right"),
+        ("covered", "right"),
+        "concept: output, label, margin",
+    ]
+    table(_title(result), columns, rows)
 
 
 def _summary(answer: SearchAnswer, index_path: str, filtered: bool) -> None:
-    if answer.searched:
-        note(f"{answer.searched:,} outputs searched exactly in {answer.seconds * 1000:,.0f} ms")
-    elif filtered:
-        note("no output in the index satisfies --where")
-    else:
-        note(f"the index is empty: add models with 'hubhound index add --index {index_path} MODEL...'")
+    if not answer.searched:
+        if filtered:
+            note("no output in the index satisfies the conditions")
+        else:
+            note(f"the index is empty: add models with 'hubhound index add --index {index_path} MODEL...'")
+        return
+    note(f"{answer.searched:,} outputs searched exactly in {answer.seconds * 1000:,.0f} ms")
+    if not any(result.hits for result in answer.results):
+        note("no model qualifies: with --require all each concept needs an output of its own; try --require any")

@@ -69,7 +69,8 @@ def _command(*arguments: object) -> None:
 def _judge(zoo: Path, world: Path, queries: list[str]) -> None:
     """Searches for every concept and compares with what the outputs were trained on."""
     from engine.index import Index
-    from query.search import Searcher, SearchRequest
+    from query.request import SearchRequest
+    from query.search import Searcher
 
     labels = json.loads((world / "labels.json").read_text(encoding="utf-8"))
     truth = {(repo, entry["index"]): entry["concept"] for repo, entries in labels.items() for entry in entries}
@@ -78,12 +79,14 @@ def _judge(zoo: Path, world: Path, queries: list[str]) -> None:
     rows, first, fifth = [], 0, 0
     for result in answer.results:
         concept = result.query.text
-        right = [truth[hit.model, hit.output] == concept for hit in result.hits]
+        right = [truth[hit.model, hit.output] == concept for hit in result.outputs]
         first, fifth = first + right[0], fifth + any(right)
-        best = result.hits[0]
+        best = result.outputs[0]
         meaning = truth[best.model, best.output]
         verdict = "right" if right[0] else ("in the first five" if any(right) else "wrong")
-        rows.append([concept, f"{best.model}#{best.output}", best.label or "-", meaning, f"{best.margin:.1f}", verdict])
+        rows.append(
+            [concept or "", f"{best.model}#{best.output}", best.label or "-", meaning, f"{best.margin:.1f}", verdict]
+        )
     table(None, ["concept", "best output", "declared label", "true meaning", ("margin", "right"), ""], rows)
     count = len(answer.results)
     data(

@@ -28,7 +28,8 @@ from indexers.pixels import PixelCache
 from indexers.prober import Prober
 from indexers.sources import ModelSource, expand, fetch, revision_of
 from query.cli.main import run
-from query.search import Searcher, SearchRequest
+from query.request import SearchRequest
+from query.search import Searcher
 from tests.support.hub_server import HubServer
 from tests.support.small_index import encode, make_index
 from tests.support.tiny_models import change_json, timm_model, vit_model

@@ -25,7 +25,8 @@ from indexers.sources import expand, fetch, revision_of
 from query.cli.main import run
 from query.demo import run as demo
 from query.demo.training import World, WorldSpec, build_world
-from query.search import Searcher, SearchRequest
+from query.request import SearchRequest
+from query.search import Searcher
 from tests.support.hub_server import HubServer
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,8 @@ from engine.errors import ConceptError
 from engine.index import Index
 from engine.verify import verify
 from query.cli.main import run
-from query.search import Searcher, SearchRequest
+from query.request import SearchRequest
+from query.search import Searcher
 
 REALHUB = Path(os.environ.get("HUBHOUND_TEST_REALHUB", Path(__file__).parents[3] / "shared" / "realhub"))
 MODELS = ("timm/tf_efficientnet_lite0.in1k", "google/mobilenet_v1_0.25_128")

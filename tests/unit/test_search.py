@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 from engine.calibration import percentiles
-from engine.distance import margins
+from engine.distance import METHODS, margins
 from engine.errors import ConceptError, InputError
 from engine.index import Index
-from engine.outputs import Calibration
 from engine.scan import decode_anchors
 from engine.writer import IndexWriter
 from query.answers import SearchAnswer
 from query.cli.main import run
 from query.filters import parse_conditions
-from query.search import Searcher, SearchRequest, read_concepts
+from query.request import SearchRequest, read_concepts
+from query.search import Searcher
 from tests.support.small_index import ANIMALS, encode, make_filled_index, make_index, put_model
 
 
@@ -84,34 +84,36 @@ def test_json_has_the_shape_of_the_contract(searcher: Searcher) -> None:
     assert isinstance(results, list)
     assert [result["query"] for result in results] == [{"text": "cat"}, {"text": "dog"}]
     hit = results[0]["hits"][0]
-    names = ["rank", "model", "revision", "output", "label", "margin", "percentile", "local", "global", "probes"]
+    names = ["rank", "model", "revision", "output", "label", "margin", "percentile", "local", "global", "prior", "probes"]
     assert list(hit) == names
     assert list(hit["local"]) == ["distance", "hubness", "scale"]
     assert list(hit["global"]) == ["correlation", "hubness", "scale"]
     assert list(hit["probes"][0]) == ["probe", "file", "response", "concept"]
     plain = searcher.search(SearchRequest(("cat",), 1, "probelog")).to_json()["results"][0]["hits"][0]  # type: ignore[index]
-    assert list(plain) == [name for name in names if name not in {"global", "probes"}]
+    assert list(plain) == [name for name in names if name not in {"global", "prior", "probes"}]
 
 
-@pytest.mark.parametrize("method", ["dual", "weighted", "probelog"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_evidence_adds_up_to_the_margin(searcher: Searcher, method: str) -> None:
     for hit in searcher.search(SearchRequest(("lamp",), 14, method)).results[0].hits:
         margin = (hit.local.hubness - hit.local.distance) / hit.local.scale
-        if method == "dual":
+        if method in {"dual", "whitened"}:
             assert hit.global_ is not None
             margin += (hit.global_.correlation - hit.global_.hubness) / hit.global_.scale
+            assert (hit.prior is None) == (method == "dual")
+            margin += hit.prior or 0
         assert hit.margin == pytest.approx(margin, abs=2e-4)
 
 
 def test_percentile_is_that_of_the_background(searcher: Searcher) -> None:
     snapshot = searcher.snapshot
-    background = searcher._background
+    background = searcher.background
     rows = np.arange(len(snapshot))
     a = snapshot.arrays
     idx, z = a.kept(rows)
-    constants = Calibration(a.h_uniform, a.h, a.s, a.g, a.q)
+    constants = a.constants(slice(None))
     anchors = decode_anchors(a, rows).astype(np.float32)
-    own = margins(idx, z, anchors, constants, background.concepts, "dual")
+    own = margins(idx, z, anchors, constants, background.concepts, "whitened")
     hits = searcher.search(SearchRequest(("owl",), 14)).results[0].hits
     by_row = {(snapshot.model_of(r).repo, int(snapshot.output[r])): r for r in rows.tolist()}
     for hit in hits:
@@ -119,7 +121,7 @@ def test_percentile_is_that_of_the_background(searcher: Searcher) -> None:
         better = int((own[:, row] >= hit.margin).sum())
         assert hit.percentile == pytest.approx(100 * (1 + better) / 61, abs=0.01)
     assert hits[0].percentile == pytest.approx(100 / 61, abs=0.01)
-    got = percentiles(idx, z, anchors, constants, np.full(len(rows), -1e9), background, "dual")
+    got = percentiles(idx, z, anchors, constants, np.full(len(rows), -1e9), background, "whitened")
     assert (got == 100).all()
 
 
