@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from engine.descriptors import FloatArray
+from engine.descriptors import FloatArray, divisive_gain
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,17 @@ class Zoo:
         mean, std = part.mean(axis=1, dtype=np.float64), part.std(axis=1, dtype=np.float64)
         standard = (part - mean[:, None]) / np.maximum(std, 1e-12)[:, None]
         return replace(self, responses=standard.astype(np.float32), probes=self.probes[chosen])
+
+    def divisive(self) -> Zoo:
+        """The same outputs after divisive normalisation, model by model (``engine.descriptors.divisive_gain``)."""
+        responses = np.empty_like(self.responses)
+        for start, stop in zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True):
+            if stop == start:
+                continue
+            z = self.responses[start:stop] * divisive_gain(self.responses[start:stop])
+            z -= z.mean(axis=1, keepdims=True)
+            responses[start:stop] = z / np.maximum(z.std(axis=1, keepdims=True), 1e-12)
+        return replace(self, responses=responses)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,237 @@
+"""Reports for people and for files: Markdown tables, and the JSON that they are made from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from engine.errors import InputError
+from engine.files import write_atomic
+from query.evaluate.inputfiles import read_json_input
+from query.evaluate.results import Figure, RetrievalReport, Row, SweepReport, Table
+from query.evaluate.tally import ALL
+
+Report = RetrievalReport | SweepReport
+
+TASKS: Mapping[str, str] = {
+    "output": "Text to output",
+    "model": "Text to model",
+    "naming": "Output to text (naming)",
+    "lists": "A list of concepts to a model",
+    "images": "Example images to output",
+}
+"""What the tasks are called."""
+
+_PAIR = ("hit@1", "hit@5")
+_ONCE = ("mrr", "half-coverage")  # shown of the first group only: of every group they would drown the hits
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts.
+
+    Attributes:
+        title: Above it.
+        columns: Headings.
+        rows: One a method.
+        note: What the numbers are.
+        names: How many of the first columns are names; the others are numbers.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+    names: int = 1
+
+
+def task_title(task: str) -> str:
+    """What a task is called; its name where we know no better. ``images-5``: queries of five images."""
+    kind, _, count = task.partition("-")
+    if kind == "images" and count.isdecimal():
+        return f"{count} example image{'' if count == '1' else 's'} to output"
+    return TASKS.get(task, task)
+
+
+def grid(table: Table) -> Grid:
+    """One task as a table: methods as rows, groups of queries as columns."""
+    groups = groups_of(table.rows)
+    methods = list(dict.fromkeys(row.method for row in table.rows))
+    by = {(row.method, row.group): row for row in table.rows}
+    others = _other_metrics(table.rows)
+    timed = any(row.milliseconds is not None for row in table.rows)
+    columns = ["method"]
+    for group in groups:
+        counts = {row.queries for row in table.rows if row.group == group}
+        columns.append(f"{group} ({max(counts):,})")
+    columns += [*others, *(["ms"] if timed else [])]
+    rows = []
+    for method in methods:
+        own = [by.get((method, group)) for group in groups]
+        first = next((row for row in own if row is not None), None)
+        cells = [method, *(_hits(row) for row in own)]
+        cells += [_figure(name, first.figures.get(name) if first else None) for name in others]
+        if timed:
+            times = [row.milliseconds for row in own if row is not None and row.milliseconds is not None]
+            cells.append(_milliseconds(times[0]) if times else "-")
+        rows.append(tuple(cells))
+    return Grid(task_title(table.task), tuple(columns), tuple(rows), _note(table.rows, groups, others, timed))
+
+
+def grids(report: Report) -> tuple[Grid, ...]:
+    """All tables of a report; of a sweep, one that has a row a value and method."""
+    if isinstance(report, RetrievalReport):
+        return tuple(grid(table) for table in report.tables)
+    return (_sweep_grid(report),)
+
+
+def to_markdown(report: Report) -> str:
+    """A report as Markdown: its tables, and below them the settings that decide the numbers."""
+    sweep = isinstance(report, SweepReport)
+    lines = [f"# Sweep over {report.parameter}" if isinstance(report, SweepReport) else "# Retrieval", ""]
+    for part in grids(report):
+        if not sweep:
+            lines += [f"## {part.title}", ""]
+        lines += [_line(part.columns), _line(["---" if i < part.names else "---:" for i in range(len(part.columns))])]
+        lines += [_line(row) for row in part.rows]
+        lines += ["", part.note, ""]
+    lines += ["## Settings", "", _line(["setting", "value"]), _line(["---", "---"])]
+    lines += [_line([key, _setting(value)]) for key, value in report.settings.items()]
+    lines += [_line(["seconds", f"{report.seconds:.1f}"]), ""]
+    return "\n".join(lines)
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Writes a report as JSON, atomically; ``read_report`` gives the same back.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    content = json.dumps(report.model_dump(mode="json"), ensure_ascii=False, indent=1).encode()
+    write_atomic(path, lambda file: file.write(content + b"\n"))
+
+
+def write_markdown(path: Path, report: Report) -> None:
+    """Writes a report as Markdown, atomically.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    content = to_markdown(report).encode()
+    write_atomic(path, lambda file: file.write(content))
+
+
+def read_report(path: Path) -> Report:
+    """Reads a report that ``write_report`` wrote.
+
+    Raises:
+        InputError: It cannot be read or is not a report; the message says where.
+    """
+    value = read_json_input(path, "report")
+    try:
+        if isinstance(value, dict) and "parameter" in value:
+            return SweepReport.model_validate(value)
+        return RetrievalReport.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise InputError(f"{path} is not a report of hubhound eval: {where}: {first['msg']}") from error
+
+
+def groups_of(rows: Iterable[Row]) -> tuple[str, ...]:
+    """The groups of queries in some rows: ``all``, seen, unseen, the others as they come."""
+    first = (ALL, "seen", "unseen")
+    found = dict.fromkeys(row.group for row in rows)
+    return tuple(sorted(found, key=lambda group: first.index(group) if group in first else len(first)))
+
+
+def ranking(report: Report) -> tuple[str, ...]:
+    """Methods by the hit@1 of their first task over all queries, best first; of a sweep, by their best value."""
+    rows = report.tables[0].rows if isinstance(report, RetrievalReport) and report.tables else ()
+    if isinstance(report, SweepReport):
+        rows = tuple(row for point in report.points for row in point.rows)
+    best: dict[str, float] = {}
+    for row in rows:
+        if row.group == groups_of(rows)[0]:
+            found = row.figures.get(_PAIR[0])
+            best[row.method] = max(best.get(row.method, -1.0), found.mean if found else -1.0)
+    return tuple(sorted(best, key=lambda method: -best[method]))
+
+
+def _sweep_grid(report: SweepReport) -> Grid:
+    rows = [row for point in report.points for row in point.rows]
+    groups = groups_of(rows)
+    others = _other_metrics(rows)
+    heading = f"{report.parameter} ({report.unit})" if report.unit else report.parameter
+    made = []
+    for point in report.points:
+        by = {(row.method, row.group): row for row in point.rows}
+        for method in dict.fromkeys(row.method for row in point.rows):
+            own = [by.get((method, group)) for group in groups]
+            first = next((row for row in own if row is not None), None)
+            cells = [_figure(name, first.figures.get(name) if first else None) for name in others]
+            made.append((point.value, method, *(_hits(row) for row in own), *cells))
+    counts = {group: max(row.queries for row in rows if row.group == group) for group in groups}
+    columns = (heading, "method", *(f"{group} ({counts[group]:,})" for group in groups), *others)
+    return Grid(f"Sweep over {report.parameter}", columns, tuple(made), _note(rows, groups, others, timed=False), 2)
+
+
+def _other_metrics(rows: Sequence[Row]) -> list[str]:
+    found = dict.fromkeys(name for row in rows for name in row.figures if name not in _PAIR)
+    return sorted(found, key=lambda name: _ONCE.index(name) if name in _ONCE else len(_ONCE))
+
+
+def _note(rows: Sequence[Row], groups: Sequence[str], others: Sequence[str], timed: bool) -> str:
+    parts = ["hit@1 / hit@5 in per cent"]
+    if any(figure.sd is not None for row in rows for figure in row.figures.values()):
+        parts[0] += " ± standard deviation over the seeds"
+    if others and len(groups) > 1:
+        parts.append(f"{', '.join(others)}: over {groups[0]}")
+    if "half-coverage" in others:
+        parts.append("half-coverage: how many distinct outputs cover half of the first answers")
+    if timed:
+        parts.append("ms: median time of one query")
+    parts.append("(n): number of queries")
+    return "; ".join(parts) + "."
+
+
+def _hits(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    return " / ".join(_per_cent(row.figures.get(name)) for name in _PAIR)
+
+
+def _per_cent(figure: Figure | None) -> str:
+    if figure is None or math.isnan(figure.mean):
+        return "-"
+    return _with_sd(figure, 100, 1)
+
+
+def _figure(name: str, figure: Figure | None) -> str:
+    if figure is None or math.isnan(figure.mean):
+        return "-"
+    if name == "half-coverage":
+        return _with_sd(figure, 1, 0 if figure.sd is None else 1)
+    return _with_sd(figure, 1, 3)
+
+
+def _with_sd(figure: Figure, factor: float, digits: int) -> str:
+    text = f"{factor * figure.mean:.{digits}f}"
+    return text if figure.sd is None else f"{text} ± {factor * figure.sd:.{digits}f}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+
+
+def _setting(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
