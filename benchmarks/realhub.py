@@ -6,7 +6,8 @@ FOLDER holds models in Hub layout, photographs, an open_clip encoder, ``labels.j
 ``{index, label, imagenet_class}``) and ``images.csv`` (``file, wnid, label, class_index``). The queries are the 1000
 ImageNet class names, first synonym each; a hit is an output whose ``imagenet_class`` is the query's. Classes with a
 photograph among the probes are *seen*, the others *unseen*. The background has none of the queries; since another draw
-of it moves the unseen by a point or two, the figures are also given as means over several draws.
+of it moves the unseen by a point or two, the figures are also given as means over several draws. The index is made
+without normalisation, as the ProbeLog paper has it; *divisive* rows are what an index is by default.
 
 Prints a table and, as its last line, one JSON object.
 """
@@ -91,21 +92,25 @@ def measure(realhub: Path, work: Path, small: bool) -> None:
     index, answers = build(realhub, work, names, small)
     encoder = index.load_encoder()
     probes = np.asarray(index.probe_embeddings)
-    described = {
-        key: concept_descriptors(encoder.encode_texts(names, templates), probes) for key, templates in TEMPLATES.items()
-    }
+    embedded = {key: encoder.encode_texts(names, templates) for key, templates in TEMPLATES.items()}
+    described = {"one": index.describe(embedded["one"])}
     classes = rows_of(index, truth)
     barred = barred_names(realhub, names)
 
     @functools.cache
     def background(seed: int, key: str) -> Background:
         drawn = draw_background(500, seed, barred)
-        return Background(drawn, concept_descriptors(encoder.encode_texts(drawn, TEMPLATES[key]), probes))
+        return Background.describe(drawn, encoder.encode_texts(drawn, TEMPLATES[key]), probes)
 
     figures: dict[str, object] = {}
     for method in METHODS:  # the index itself: its own background, one template
         figures[method] = hit_rates(index.snapshot().arrays, described["one"], method, classes, seen)
-    print_table("the index itself, one draw of the background", figures)
+    divisive = normalised(index, answers, probes)
+    own = pack(*divisive, calibrate(*divisive, index.background()))
+    figures["without normalisation"] = {"whitened": figures["whitened"]}
+    figures["whitened"] = hit_rates(own, described["one"], "whitened", classes, seen)
+    shown = {"whitened, divisive (the default)": figures["whitened"], **{m: figures[m] for m in METHODS[1:]}}
+    print_table("the index itself, one draw of the background", shown)
 
     responses = np.concatenate([answers[model.repo] for model in index.snapshot().models], axis=1)
     draws: dict[str, list[dict[str, list[float]]]] = {}
@@ -120,14 +125,20 @@ def measure(realhub: Path, work: Path, small: bool) -> None:
             made = kept[r]
             constants = calibrate(made.idx, made.z, made.anchor, background(seed, key))
             arrays = pack(made.idx, made.z, made.anchor, constants)
+            concepts = concept_descriptors(embedded[key], probes, background(seed, key).whitening)
             for method in methods:
-                result = hit_rates(arrays, described[key], method, classes, seen)
+                result = hit_rates(arrays, concepts, method, classes, seen)
                 draws.setdefault(f"{method}, {label}", []).append(result)
+            if r == R:
+                arrays = pack(*divisive, calibrate(*divisive, background(seed, key)))
+                result = hit_rates(arrays, concepts, "whitened", classes, seen)
+                draws.setdefault(f"whitened, divisive, {label}", []).append(result)
     spread = {label: summary(results) for label, results in draws.items()}
     for label, r in (("truncated, uncalibrated", R), ("all probes, uncalibrated", len(probes))):
         made = kept[r]
         zero = np.zeros(len(made.output), np.float32)
-        arrays = pack(made.idx, made.z, made.anchor, Calibration(zero, zero, zero + 1, zero, zero + 1))
+        constants = Calibration(zero, zero, zero + 1, zero, zero + 1, zero, zero + 1, zero)
+        arrays = pack(made.idx, made.z, made.anchor, constants)
         spread[label] = hit_rates(arrays, described["one"], "probelog", classes, seen)
     print_table(f"mean of {DRAWS} draws of the background", spread)
     figures["mean_of_draws"] = spread
@@ -143,7 +154,7 @@ def measure(realhub: Path, work: Path, small: bool) -> None:
     print_table("models as if they answered probabilities, dual", forms)
     figures["probabilities"] = forms
     started = time.perf_counter()
-    top_k(index.snapshot().arrays, described["one"], 10, "dual")
+    top_k(own, described["one"], 10, "whitened")
     figures["seconds_1000_queries"] = round(time.perf_counter() - started, 3)
     print(json.dumps(figures))
 
@@ -189,7 +200,9 @@ def build(realhub: Path, work: Path, names: list[str], small: bool) -> tuple[Ind
         with np.load(kept) as stored:
             return Index(folder), {key: stored[key] for key in stored.files}
     background = draw_background(500, seed=0, without=barred_names(realhub, names))
-    settings = IndexSettings(R, "dual", "keep", ONE_TEMPLATE, background, "imagenet21k without the queries", 10)
+    settings = IndexSettings(
+        R, "whitened", "keep", ONE_TEMPLATE, background, "imagenet21k without the queries", 10, "none"
+    )
     started = time.perf_counter()
     create_index(folder, str(realhub / "images"), f"open_clip:local-dir:{realhub / 'encoder'}", settings, device="cpu")
     print(f"index created in {time.perf_counter() - started:.0f} s")
@@ -242,16 +255,19 @@ def plain_form_difference(index: Index, answers: dict[str, np.ndarray], concepts
     def standard(rows: np.ndarray) -> np.ndarray:
         return (rows - rows.mean(axis=1, keepdims=True)) / rows.std(axis=1, keepdims=True)
 
+    u = whitening_of(p, background.concepts.t.astype(np.float64))
+    white_c, white_b = standard(concepts.t[chosen] @ u @ p.T), standard(background.concepts.t @ u @ p.T)
     z_c = standard(concepts.t[chosen].astype(np.float64) @ p.T)
     z_b = standard(background.concepts.t.astype(np.float64) @ p.T)
-    few = ConceptDescriptors(concepts.t[chosen], concepts.z[chosen], concepts.sigma[chosen])
+    few = index.describe(concepts.t[chosen])
     worst = 0.0
     for i, model in enumerate(snapshot.models):
         rows = slice(int(snapshot.starts[i]), int(snapshot.starts[i + 1]))
         z = standard(answers[model.repo][:, snapshot.output[rows]].T.astype(np.float64))
         kept = np.argsort(-z, axis=1, kind="stable")[:, :R]
         z_kept = np.take_along_axis(z, kept, axis=1)
-        rho_c, rho_b = z_c @ z.T / len(p), z_b @ z.T / len(p)
+        rho = {"dual": (z_c @ z.T / len(p), z_b @ z.T / len(p))}
+        rho["whitened"] = (white_c @ z.T / len(p), white_b @ z.T / len(p))
         got = {m: scanned(index, few, m, rows) for m in METHODS}
         for row in range(z.shape[0]):
             for method in METHODS:
@@ -259,11 +275,32 @@ def plain_form_difference(index: Index, answers: dict[str, np.ndarray], concepts
                 d = np.sqrt((w * (z_kept[row] - z_c[:, kept[row]]) ** 2).sum(axis=1))
                 b = np.sort(np.sqrt((w * (z_kept[row] - z_b[:, kept[row]]) ** 2).sum(axis=1)))
                 expected = b[:10].mean() - d
-                if method == "dual":
-                    g = np.sort(rho_b[:, row])[::-1][:10].mean()
-                    expected = expected / b.std() + (rho_c[:, row] - g) / rho_b[:, row].std()
+                if method in rho:
+                    rho_c, rho_b = (part[:, row] for part in rho[method])
+                    far = (rho_c - np.sort(rho_b)[::-1][:10].mean()) / rho_b.std()
+                    expected = expected / b.std() * (0.5 if method == "whitened" else 1) + far
+                if method == "whitened":
+                    expected = expected - 0.4 * np.log((z_kept[row] ** 4).sum() / len(p) / 5)
                 worst = max(worst, float(np.abs(got[method][:, row] - expected).max()))
     return worst
+
+
+def whitening_of(probes: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """The inverse of the ridged covariance, in float64."""
+
+    def covariance(rows: np.ndarray) -> np.ndarray:
+        whole = np.cov(rows.T, bias=True)
+        return whole / np.trace(whole) * len(whole)
+
+    return np.linalg.inv(0.6 * covariance(probes) + 0.4 * covariance(words) + 0.1 * np.eye(probes.shape[1]))
+
+
+def normalised(
+    index: Index, answers: dict[str, np.ndarray], probes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Kept probes, responses and anchors of all models after divisive normalisation."""
+    made = [output_descriptors(answers[model.repo], probes, R, "divisive") for model in index.snapshot().models]
+    return tuple(np.concatenate([getattr(m, name) for m in made]) for name in ("idx", "z", "anchor"))  # type: ignore[return-value]
 
 
 def scanned(index: Index, concepts: ConceptDescriptors, method: Method, rows: slice) -> np.ndarray:

@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from typing import Literal, Protocol
 
 import numpy as np
@@ -25,14 +24,13 @@ from engine.distance import Method
 from engine.errors import InputError
 from engine.outputs import FloatArray
 from engine.scan import (
-    HEAD,
-    NUMPY_WORK,
     ONE_THREAD_ROWS,
     Kernel,
     Query,
     ScanArrays,
     _prepare,
     _visit_numpy,
+    choose_kernel,
     exact_margins,
 )
 
@@ -98,7 +96,7 @@ def top_models(
             left out.
         mask: bool ``[L]``: outputs that may be matched; None for all.
         threads: At least 1; by default one below 200,000 outputs times concepts, else one a core.
-        kernel: ``numba``, ``numpy``, or ``auto``: numpy where numba is missing or the work is too small to import it.
+        kernel: ``numba``, ``numpy``, or ``auto`` (``choose_kernel``).
 
     Returns:
         Best first, equal values by place; fewer than k where fewer models qualify. Of equally good assignments within a
@@ -112,8 +110,7 @@ def top_models(
         return []
     work = int(counts[models].sum()) * c
     if kernel == "auto":
-        small = work <= NUMPY_WORK or arrays.head_idx.shape[1] < HEAD
-        kernel = "numpy" if small or find_spec("numba") is None else "numba"
+        kernel = choose_kernel(arrays, work)
     margins = _margins(arrays, concepts, method, kernel)
     count = threads or (1 if work < ONE_THREAD_ROWS else len(os.sched_getaffinity(0)))
     floor = -np.inf if require == "all" else 0.0

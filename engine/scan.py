@@ -9,6 +9,7 @@ are finished in float64 from the full anchors. The answer is therefore exact, wh
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -29,6 +30,9 @@ ONE_THREAD_ROWS = 200_000
 
 NUMPY_WORK = 100_000
 """Below this many outputs times concepts plain numpy answers before numba is even imported."""
+
+NUMPY_WORK_LOADED = 2_000
+"""The same in a process that has imported numba already."""
 
 ROUNDING = 4e-6
 """Bound on the relative float32 error of a distance over at most a few hundred kept probes."""
@@ -218,7 +222,7 @@ def top_k(
         method: Which margin (see ``distance.margins``).
         mask: bool ``[L]``: outputs that may be found; None for all.
         threads: At least 1; by default one below 200,000 outputs, else one a core.
-        kernel: ``numba``, ``numpy``, or ``auto``: numpy where numba is missing or the work is too small to import it.
+        kernel: ``numba``, ``numpy``, or ``auto`` (``choose_kernel``).
 
     Returns:
         For each concept rows and margins (float64), best first, equal margins by row; fewer than k where there are
@@ -229,8 +233,7 @@ def top_k(
     k = min(k, len(arrays))
     query = _prepare(concepts, method)
     if kernel == "auto":
-        small = len(arrays) * len(concepts) <= NUMPY_WORK or arrays.head_idx.shape[1] < HEAD
-        kernel = "numpy" if small or find_spec("numba") is None else "numba"
+        kernel = choose_kernel(arrays, len(arrays) * len(concepts))
     visit = _visit_numpy if kernel == "numpy" else _numba_visitor()
     count = threads or (1 if len(arrays) < ONE_THREAD_ROWS else len(os.sched_getaffinity(0)))
     bounds = np.linspace(0, len(arrays), count + 1).astype(np.int64)
@@ -252,6 +255,18 @@ def top_k(
         order = np.lexsort((rows, -exact))[:k]
         results.append((rows[order], exact[order]))
     return results
+
+
+def choose_kernel(arrays: ScanArrays, work: int) -> Literal["numba", "numpy"]:
+    """The kernel that answers first: numpy where numba is missing or importing it would take longer than it saves.
+
+    Args:
+        arrays: What is scanned; the compiled kernels need at least ``HEAD`` kept probes.
+        work: Outputs times concepts.
+    """
+    least = NUMPY_WORK_LOADED if "engine.scan_numba" in sys.modules else NUMPY_WORK
+    plain = work <= least or arrays.head_idx.shape[1] < HEAD or find_spec("numba") is None
+    return "numpy" if plain else "numba"
 
 
 def exact_margins(
@@ -285,7 +300,7 @@ Intervals = list[tuple[npt.NDArray[np.int64], FloatArray, FloatArray]]
 Visitor = Callable[[ScanArrays, Query, int, Method, "npt.NDArray[np.bool_] | None", int, int], Intervals]
 
 
-def _prepare(concepts: ConceptDescriptors, method: Method = "dual") -> Query:
+def _prepare(concepts: ConceptDescriptors, method: Method) -> Query:
     """Rounds the concepts' directions to integers small enough for a 32-bit sum with the codes."""
     direction = concepts.directions(method == "whitened")
     d = direction.shape[1]

@@ -21,7 +21,7 @@ from engine.calibration import Background
 from engine.concepts import clean_concept
 from engine.descriptors import FloatArray, normalise
 from engine.distance import Method
-from engine.errors import ConceptError
+from engine.errors import ConceptError, IndexDamagedError
 from engine.files import new_folder, read_array, write_array
 from engine.index import Index, Texts
 from engine.scan import exact_margins
@@ -81,9 +81,9 @@ class LabelWitness:
         self._index, self._snapshot, self._background = index, snapshot, background
         self._method: Method = method
         place = _cache_place(index.folder, snapshot, method)
-        if place.is_dir():
-            self._vectors = np.asarray(read_array(place / "vectors.npy"), dtype=np.float32)
-            self._trusted = np.asarray(read_array(place / "trusted.npy"), dtype=np.bool_)
+        remembered = _remembered(place, snapshot)
+        if remembered:
+            self._vectors, self._trusted = remembered
         else:
             self._vectors = _embed(index, snapshot.labels, encode, progress)
             self._trusted = self._vouched(self._vectors)
@@ -149,13 +149,28 @@ def _phrases(label: str) -> tuple[str, ...]:
 
 
 def _cache_place(folder: Path, snapshot: Snapshot, method: Method) -> Path:
-    content = json.dumps([snapshot.number, snapshot.background, method, snapshot.labels])
+    models = [(model.repo, model.revision, model.outputs) for model in snapshot.models]
+    content = json.dumps([snapshot.number, snapshot.background, method, snapshot.labels, models])
     return folder / "labels" / hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _remembered(place: Path, snapshot: Snapshot) -> tuple[FloatArray, npt.NDArray[np.bool_]] | None:
+    """What another process computed; None where none did or its files are damaged."""
+    if not place.is_dir():
+        return None
+    try:
+        vectors, trusted = read_array(place / "vectors.npy"), read_array(place / "trusted.npy")
+    except IndexDamagedError:
+        return None
+    if len(vectors) != len(snapshot.labels) or len(trusted) != len(snapshot):
+        return None
+    return np.asarray(vectors, dtype=np.float32), np.asarray(trusted, dtype=np.bool_)
 
 
 def _remember(place: Path, columns: dict[str, npt.NDArray[np.generic]]) -> None:
     """Keeps what was computed for the next process; an index that cannot be written goes without."""
     try:
+        shutil.rmtree(place, ignore_errors=True)  # damaged, if it is there
         for old in sorted(place.parent.glob("*"), key=lambda path: path.stat().st_mtime)[:-_KEEP]:
             shutil.rmtree(old, ignore_errors=True)
         with new_folder(place) as folder:

@@ -184,6 +184,6 @@ class QuestionMaker:
 
 
 def _number(like: str, number: str) -> int:
-    if not number.isdecimal():
+    if not number.isdecimal() or len(number) > 18:  # longer ones are no output's, and Python may refuse to read them
         raise InputError(f"--like {like}: after # stands the number of an output, as in org/name#17")
     return int(number)

@@ -106,14 +106,14 @@ def read_images(arguments: Sequence[str]) -> tuple[Path, ...]:
     """Image files as a command line gives them: files, or folders with files anywhere below.
 
     Raises:
-        InputError: A path is missing, a folder holds no image, or a file has no suffix of an image.
+        InputError: A path is missing, or a folder cannot be read or holds no image.
     """
     paths: list[Path] = []
     for argument in arguments:
-        path = Path(argument).expanduser()
         try:
+            path = Path(argument).expanduser()
             found = find_images(path) if path.is_dir() else [path]
-        except (OSError, ProbeError) as error:
+        except (OSError, ProbeError, RuntimeError) as error:  # the last: the home of a user who is not there
             raise InputError(f"--images {argument}: the folder cannot be read ({error})") from error
         if not found:
             raise InputError(f"--images {argument}: no image is in this folder ({', '.join(sorted(SUFFIXES))})")

@@ -110,5 +110,8 @@ def _report(error: Exception) -> int:
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{error.strerror or error}: free some space or check the permissions, nothing finished is lost")
         return 1
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # what pathlib says of ~stranger/file
+        fail("a path begins with ~ and a name that is no user of this machine: write the whole path")
+        return 1
     fail(f"an error of ours, please report it: {type(error).__name__}: {error} (HUBHOUND_TRACEBACK=1 shows where)")
     return 1

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from engine.errors import IndexUnusableError
 from query.answers import Result, SearchAnswer
 from query.cli.output import bars, data, data_json, format_option, index_option, method_option, note, table
+
+if TYPE_CHECKING:
+    from query.request import SearchRequest
 
 SHOWN = 12
 """How many matched concepts of a model a table shows."""
@@ -104,12 +108,13 @@ def search(
     from query.request import SearchRequest, read_concepts, read_images
     from query.search import Searcher
 
-    conditions = parse_conditions(where)
+    if not (concepts or images or like):
+        raise click.UsageError("there is nothing to search for: write a CONCEPT, or use --images or --like")
     request = SearchRequest(
         concepts=read_concepts(concepts),
         k=k,
         method=method,
-        where=conditions,
+        where=parse_conditions(where),
         explain=explain,
         images=read_images(images),
         like=like,
@@ -139,7 +144,7 @@ def search(
         note(f"{sheet}: {len(drawn)} outputs with their strongest probes")
     _write(answer, explain, form)
     if form == "table":
-        _summary(answer, index_path, bool(conditions or like))
+        _summary(answer, request, index_path)
 
 
 def _write(answer: SearchAnswer, explain: bool, form: str) -> None:
@@ -225,13 +230,21 @@ def _show_models(result: Result, explain: bool) -> None:
     table(_title(result), columns, rows)
 
 
-def _summary(answer: SearchAnswer, index_path: str, filtered: bool) -> None:
+def _summary(answer: SearchAnswer, request: SearchRequest, index_path: str) -> None:
     if not answer.searched:
-        if filtered:
-            note("no output in the index satisfies the conditions")
+        if request.where:
+            note(f"no output {'of another model' if request.like else 'in the index'} satisfies --where")
+        elif request.like:
+            note("there is no other model in the index")
         else:
             note(f"the index is empty: add models with 'hubhound index add --index {index_path} MODEL...'")
         return
     note(f"{answer.searched:,} outputs searched exactly in {answer.seconds * 1000:,.0f} ms")
-    if not any(result.hits for result in answer.results):
+    if any(result.hits for result in answer.results):
+        return
+    if request.evidence == "labels":
+        note("none of these outputs has a label that says anything: try --evidence both")
+    elif request.require == "any" or (request.like and request.require is None):
+        note("no model qualifies: none has an output that is closer to one of the concepts than the background")
+    else:
         note("no model qualifies: with --require all each concept needs an output of its own; try --require any")

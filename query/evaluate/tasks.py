@@ -26,6 +26,8 @@ LIST_SIZES = (3, 10)
 DEPTH = 20
 """How far down lists and quality are looked at: a list whose first right model comes later counts as not found."""
 
+_TURNS = 10  # queries of one class by images
+
 _BLOCK = 8_000_000  # elements of one block of scores
 
 Rows = npt.NDArray[np.int64]
@@ -307,6 +309,8 @@ def draw_image_queries(
 ) -> tuple[tuple[str, ...], FloatArray]:
     """Concepts from example images: the mean of the normalised embeddings of some images of a class.
 
+    A class is asked for as often as it has so many images that no earlier query of it had, at most 10 times.
+
     Args:
         vectors: Normalised embeddings of the images, ``[m, d]``.
         classes: Their classes.
@@ -315,15 +319,21 @@ def draw_image_queries(
         seed: Of the draw.
 
     Returns:
-        The classes that have so many images, and their concepts, float32 ``[c, d]``.
+        The class of each query, and the concepts, float32 ``[c, d]``.
     """
     of_class: dict[str, list[int]] = {}
     for i, cls in enumerate(classes):
         of_class.setdefault(cls, []).append(i)
     rng = np.random.default_rng([seed, 4])
-    asked = tuple(cls for cls in dict.fromkeys(wanted) if len(of_class.get(cls, ())) >= count)
-    means = [vectors[rng.choice(of_class[cls], count, replace=False)].mean(axis=0, dtype=np.float64) for cls in asked]
-    return asked, np.asarray(means, dtype=np.float32).reshape(len(asked), vectors.shape[1])
+    asked: list[str] = []
+    means = []
+    for cls in dict.fromkeys(wanted):
+        members = rng.permutation(of_class.get(cls, []))
+        for turn in range(min(len(members) // count, _TURNS)):
+            asked.append(cls)
+            chosen = members[turn * count : (turn + 1) * count].astype(np.intp)
+            means.append(vectors[chosen].mean(axis=0, dtype=np.float64))
+    return tuple(asked), np.asarray(means, dtype=np.float32).reshape(len(asked), vectors.shape[1])
 
 
 def quality_curve(

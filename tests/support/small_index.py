@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image
 
 from engine.descriptors import FloatArray, normalise
 from engine.index import Index, IndexSettings
-from engine.probes import read_folder
+from engine.probes import open_image, read_folder
 from engine.schema import Model
 from engine.writer import IndexWriter
 
@@ -31,6 +31,24 @@ def encode(texts: Sequence[str]) -> FloatArray:
     return np.stack([vector(text) for text in texts])
 
 
+def write_example(path: Path, concept: str, variant: int = 0) -> Path:
+    """An example image of a concept: its pixels hold what the pretend encoder sees in it."""
+    text = f"{concept}|{variant}".encode()
+    Image.frombytes("RGB", (8, 8), text.ljust(192, b"\0")).save(path)
+    return path
+
+
+def see(image: Image.Image) -> FloatArray:
+    """What the pretend encoder makes of an example image: about the concept, no two variants quite alike."""
+    concept, _, variant = image.tobytes().rstrip(b"\0").decode().partition("|")
+    return normalise((vector(concept) + 0.7 * vector(f"variant {variant} of {concept}"))[None])[0]
+
+
+def encode_images(paths: Sequence[Path]) -> FloatArray:
+    """What the pretend encoder makes of files written by ``write_example``."""
+    return np.stack([see(open_image(path)) for path in paths])
+
+
 class PretendEncoder:
     """Has the face of a ConceptEncoder."""
 
@@ -40,6 +58,9 @@ class PretendEncoder:
 
     def encode_texts(self, texts: Sequence[str], templates: Sequence[str]) -> FloatArray:
         return encode(texts)
+
+    def encode_images(self, images: Iterable[Image.Image], count: int) -> FloatArray:
+        return np.stack([see(image) for image in images])
 
 
 def probe_embeddings(n: int = N) -> FloatArray:

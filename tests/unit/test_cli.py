@@ -254,7 +254,7 @@ def test_an_error_of_ours_says_so(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("query.search.Searcher.search", broken)
+    monkeypatch.setattr("query.search.Searcher.answer", broken)
     assert run(["search", "cat", "--index", str(zoo)]) == 1
     assert "please report it: ZeroDivisionError: oops" in one_line(capsys)
     monkeypatch.setenv("HUBHOUND_TRACEBACK", "1")
@@ -266,6 +266,13 @@ def test_interruption_exits_130(zoo: Path, capsys: pytest.CaptureFixture[str], m
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("query.search.Searcher.search", interrupted)
+    monkeypatch.setattr("query.search.Searcher.answer", interrupted)
     assert run(["search", "cat", "--index", str(zoo)]) == 130
     assert one_line(capsys) == "hubhound: interrupted"
+
+
+def test_the_home_of_a_stranger_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["search", "cat", "--index", "~no-such-user/zoo"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "hubhound: a path begins with ~ and a name that is no user of this machine: write the whole path"
+    ]

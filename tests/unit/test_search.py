@@ -84,7 +84,19 @@ def test_json_has_the_shape_of_the_contract(searcher: Searcher) -> None:
     assert isinstance(results, list)
     assert [result["query"] for result in results] == [{"text": "cat"}, {"text": "dog"}]
     hit = results[0]["hits"][0]
-    names = ["rank", "model", "revision", "output", "label", "margin", "percentile", "local", "global", "prior", "probes"]
+    names = [
+        "rank",
+        "model",
+        "revision",
+        "output",
+        "label",
+        "margin",
+        "percentile",
+        "local",
+        "global",
+        "prior",
+        "probes",
+    ]
     assert list(hit) == names
     assert list(hit["local"]) == ["distance", "hubness", "scale"]
     assert list(hit["global"]) == ["correlation", "hubness", "scale"]
