@@ -11,47 +11,46 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from engine.coverage_margins import (
+    PAIRS,
+    CeiledMargins,
+    Floats,
+    Ints,
+    Margins,
+    Mask,
+    blocks,
+    counts_of,
+    damped,
+    exact_pairs,
+    groups,
+    make_margins,
+    offsets_of,
+    rows_of,
+)
 from engine.descriptors import ConceptDescriptors
 from engine.distance import Method
 from engine.errors import InputError
-from engine.outputs import FloatArray
 from engine.scan import (
     ONE_THREAD_ROWS,
     Kernel,
-    Query,
     ScanArrays,
-    _prepare,
-    _visit_numpy,
     choose_kernel,
-    exact_margins,
 )
 
 Require = Literal["all", "any"]
 """``all``: every concept must have an output; ``any``: a concept that nothing recognises counts 0."""
-
-PAIRS = 2_000_000
-"""How many margins of (concept, output) pairs are held at once: 40 MB with what belongs to them."""
-
-ROWS = 8_192
-"""How many outputs the plain sweep copies at once, unless one model has more: 15 MB."""
 
 WAVE = 16
 """At least so many models are visited at once: what numpy costs for each call is shared."""
 
 SAME = 1e-9
 """Two float64 forms of one margin differ by less than this share of it (and of 1)."""
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class ModelMatch:
 
     Attributes:
         model: Place among the models.
-        margin: What it is ranked by: the mean of ``margins``, an unmatched concept counting 0.
+        margin: Mean of ``margins``, an unmatched concept counting 0.
         rows: The output matched to each concept, int64 ``[c]``; -1 for none.
         margins: Their margins, float64 ``[c]``; nan where there is none.
     """
@@ -79,6 +78,7 @@ def top_models(
     method: Method,
     *,
     require: Require = "all",
+    ceiling: float = np.inf,
     mask: Mask | None = None,
     threads: int | None = None,
     kernel: Kernel = "auto",
@@ -94,6 +94,8 @@ def top_models(
         require: ``all``: a model with fewer allowed outputs than concepts is left out; the value is the mean margin.
             ``any``: a concept may stay unmatched and counts 0, as does a margin below 0; a model whose value is 0 is
             left out.
+        ceiling: Above this a margin counts a hundredth, so that a model that is superb at one concept does not win
+            over one that has all of them; models are then ranked by the mean of what counts. > 0.
         mask: bool ``[L]``: outputs that may be matched; None for all.
         threads: At least 1; by default one below 200,000 outputs times concepts, else one a core.
         kernel: ``numba``, ``numpy``, or ``auto`` (``choose_kernel``).
@@ -104,21 +106,23 @@ def top_models(
     """
     c = len(concepts)
     starts = np.asarray(starts, np.int64)
-    counts = _counts(starts, mask)
+    counts = counts_of(starts, mask)
     models = np.nonzero(counts >= (c if require == "all" else 1))[0]
     if not c or not len(models):
         return []
     work = int(counts[models].sum()) * c
     if kernel == "auto":
         kernel = choose_kernel(arrays, work)
-    margins = _margins(arrays, concepts, method, kernel)
+    margins = make_margins(arrays, concepts, method, kernel)
+    if ceiling != np.inf:
+        margins = CeiledMargins(margins, ceiling)
     count = threads or (1 if work < ONE_THREAD_ROWS else len(os.sched_getaffinity(0)))
     floor = -np.inf if require == "all" else 0.0
     bounds = _swept(margins, starts, models, counts[models], mask, floor, count)
     if require == "any":
         models, bounds = models[bounds > 0], bounds[bounds > 0]
     visited = _visited(margins, starts, models, bounds, c, k, require, mask)
-    return _finished(arrays, concepts, method, visited, k, require)
+    return _finished(arrays, concepts, method, visited, k, require, ceiling)
 
 
 def best_assignment(margins: Floats, require: Require = "all") -> tuple[Ints, float]:
@@ -157,130 +161,19 @@ def best_assignment(margins: Floats, require: Require = "all") -> tuple[Ints, fl
     return columns.astype(np.int64), float(best.sum() / c)
 
 
-class Margins(Protocol):
-    """Margins of the outputs of an index for c concepts: bounds for all, intervals and float64 values for some."""
-
-    def bounds(self, starts: Ints, models: Ints, sizes: Ints, mask: Mask | None, floor: float) -> Floats:
-        """Bounds of the values of models, float64 ``[models]``.
-
-        The sum over the concepts of the best upper end, at least ``floor``, divided by c; where a model has fewer
-        outputs than there are concepts (``sizes``: how many are allowed, >= 1), over as many of the best concepts.
-        """
-        ...
-
-    def intervals(self, rows: Ints, chosen: slice) -> tuple[FloatArray, FloatArray]:
-        """Lower and upper ends for some concepts, float32 ``[chosen, rows]`` each."""
-        ...
-
-    def precise(self, rows: Ints, place: Ints, which: Ints) -> Floats:
-        """Margins of ``rows[place]`` for the concepts ``which``, ``[place]``, within ``SAME`` of ``exact_margins``."""
-        ...
-
-
-@dataclass(frozen=True)
-class PlainMargins:
-    """Margins by the plain numpy of ``scan``."""
-
-    arrays: ScanArrays
-    concepts: ConceptDescriptors
-    query: Query
-    method: Method
-
-    def bounds(self, starts: Ints, models: Ints, sizes: Ints, mask: Mask | None, floor: float) -> Floats:
-        """See ``Margins``."""
-        c = len(self.concepts)
-        total = np.empty(len(models))
-        for some in _groups(starts[models + 1] - starts[models], ROWS):
-            rows, counts = _rows_of(starts, models[some], mask)
-            best = np.empty((len(counts), c), np.float32)
-            for chosen in _blocks(c, len(rows)):
-                upper = self.intervals(rows, chosen)[1]
-                best[:, chosen] = np.maximum.reduceat(upper, _offsets(counts), axis=1).T
-            best = np.sort(np.maximum(best, floor), axis=1)[:, ::-1]
-            total[some] = np.where(np.arange(c) < sizes[some, None], best, 0).sum(axis=1, dtype=np.float64)
-        return total / c
-
-    def intervals(self, rows: Ints, chosen: slice) -> tuple[FloatArray, FloatArray]:
-        """See ``Margins``."""
-        part = ScanArrays(**{f.name: getattr(self.arrays, f.name)[rows] for f in fields(ScanArrays)})
-        query = Query(**{f.name: getattr(self.query, f.name)[chosen] for f in fields(Query)})
-        found = _visit_numpy(part, query, len(rows), self.method, None, 0, len(rows))
-        return np.stack([lower for _, lower, _ in found]), np.stack([upper for _, _, upper in found])
-
-    def precise(self, rows: Ints, place: Ints, which: Ints) -> Floats:
-        """See ``Margins``."""
-        return _exact(self.arrays, self.concepts, self.method, rows[place], which)
-
-
-def _margins(arrays: ScanArrays, concepts: ConceptDescriptors, method: Method, kernel: Kernel) -> Margins:
-    query = _prepare(concepts, method)
-    if kernel == "numpy":
-        return PlainMargins(arrays, concepts, query, method)
-    from engine.coverage_numba import compiled_margins
-
-    return compiled_margins(arrays, concepts, query, method)
-
-
-def _exact(arrays: ScanArrays, concepts: ConceptDescriptors, method: Method, rows: Ints, which: Ints) -> Floats:
-    """``exact_margins`` of pairs: of each row for the concept beside it."""
-    values = np.empty(len(rows))
-    order = np.argsort(which, kind="stable")
-    begins = np.searchsorted(which[order], np.arange(len(concepts) + 1))
-    for i in np.unique(which).tolist():
-        pick = order[begins[i] : begins[i + 1]]
-        values[pick] = exact_margins(arrays, rows[pick], concepts, i, method)
-    return values
-
-
-def _counts(starts: Ints, mask: Mask | None) -> Ints:
-    """How many allowed outputs each model has."""
-    if mask is None:
-        return np.diff(starts)
-    return np.diff(np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[starts])
-
-
-def _rows_of(starts: Ints, models: Ints, mask: Mask | None) -> tuple[Ints, Ints]:
-    """The allowed rows of some models, one after another, and how many each has."""
-    sizes = starts[models + 1] - starts[models]
-    rows = np.repeat(starts[models] - _offsets(sizes), sizes) + np.arange(sizes.sum())
-    if mask is None:
-        return rows, sizes
-    return rows[mask[rows]], np.bincount(np.repeat(np.arange(len(models)), sizes)[mask[rows]], minlength=len(models))
-
-
-def _offsets(sizes: Ints) -> Ints:
-    """Where each of several parts begins that follow one another."""
-    return np.asarray(np.cumsum(sizes) - sizes)
-
-
-def _groups(sizes: Ints, limit: int) -> Iterator[slice]:
-    """Consecutive parts whose sizes sum to at most the limit, or one part alone."""
-    ends = np.cumsum(sizes)
-    first = 0
-    while first < len(sizes):
-        stop = int(np.searchsorted(ends, ends[first] - sizes[first] + limit, side="right"))
-        yield slice(first, max(stop, first + 1))
-        first = max(stop, first + 1)
-
-
-def _blocks(c: int, rows: int) -> Iterator[slice]:
-    """Concepts in blocks so small that their margins for so many rows may be held at once."""
-    block = max(1, PAIRS // max(rows, 1))
-    for first in range(0, c, block):
-        yield slice(first, min(first + block, c))
-
-
 def _swept(
     margins: Margins, starts: Ints, models: Ints, sizes: Ints, mask: Mask | None, floor: float, threads: int
 ) -> Floats:
     """The bounds of all models, by threads that have about equally many outputs each."""
     if threads == 1:
-        return margins.bounds(starts, models, sizes, mask, floor)
+        return margins.bounds(starts, models, sizes, mask, floor, np.inf)
     ends = np.cumsum(sizes)
     cuts = np.searchsorted(ends, np.linspace(0, ends[-1], threads + 1)[1:-1], side="left")
     parts = zip(np.split(models, cuts), np.split(sizes, cuts), strict=True)
     with ThreadPoolExecutor(threads) as pool:
-        return np.concatenate(list(pool.map(lambda part: margins.bounds(starts, part[0], part[1], mask, floor), parts)))
+        return np.concatenate(
+            list(pool.map(lambda part: margins.bounds(starts, part[0], part[1], mask, floor, np.inf), parts))
+        )
 
 
 class _Best:
@@ -311,7 +204,7 @@ def _visited(
     best, at = _Best(min(k, len(models))), 0
     while at < len(models) and best.reached_by(bounds[at]):
         wave = models[at : at + max(WAVE, min(k, 4 * WAVE))]
-        wave = wave[next(_groups(starts[wave + 1] - starts[wave], PAIRS // c))]
+        wave = wave[next(groups(starts[wave + 1] - starts[wave], PAIRS // c))]
         at += len(wave)
         values, rows, clash = _independent(margins, starts, wave, c, require, mask)
         for i in np.lexsort((-values, clash)).tolist():  # those that are finished already may spare us others
@@ -319,7 +212,7 @@ def _visited(
                 continue
             value, chosen = float(values[i]), rows[i]
             if clash[i]:
-                value, chosen = _solved(margins, _rows_of(starts, wave[i : i + 1], mask)[0], c, require)
+                value, chosen = _solved(margins, rows_of(starts, wave[i : i + 1], mask)[0], c, require)
             best.add(value)
             found.append((value, int(wave[i]), chosen))
     return [solved for solved in found if best.reached_by(solved[0])]
@@ -332,11 +225,11 @@ def _independent(
 
     Only where two are the same an assignment must be solved, and the value is a bound.
     """
-    rows, sizes = _rows_of(starts, wave, mask)
-    offsets = _offsets(sizes)
+    rows, sizes = rows_of(starts, wave, mask)
+    offsets = offsets_of(sizes)
     margin, row = np.empty((len(wave), c)), np.empty((len(wave), c), np.int64)
     highest = np.full(len(rows), -np.inf, np.float32)
-    for chosen in _blocks(c, len(rows)):
+    for chosen in blocks(c, len(rows)):
         lower, upper = margins.intervals(rows, chosen)
         highest = np.maximum(highest, upper.max(axis=0))
         reach = np.repeat(np.maximum.reduceat(lower, offsets, axis=1), sizes, axis=1)
@@ -369,7 +262,7 @@ def _solved(margins: Margins, rows: Ints, c: int, require: Require) -> tuple[flo
     """
     parts = []
     rank = min(c, len(rows))
-    for chosen in _blocks(c, len(rows)):
+    for chosen in blocks(c, len(rows)):
         if rank < len(rows):
             lower, upper = margins.intervals(rows, chosen)
             reach = np.partition(lower, len(rows) - rank, axis=1)[:, [len(rows) - rank]]
@@ -392,7 +285,13 @@ def _solved(margins: Margins, rows: Ints, c: int, require: Require) -> tuple[flo
 
 
 def _finished(
-    arrays: ScanArrays, concepts: ConceptDescriptors, method: Method, visited: list[_Covered], k: int, require: Require
+    arrays: ScanArrays,
+    concepts: ConceptDescriptors,
+    method: Method,
+    visited: list[_Covered],
+    k: int,
+    require: Require,
+    ceiling: float,
 ) -> list[ModelMatch]:
     """The top k with their exact margins."""
     if not visited:
@@ -400,7 +299,7 @@ def _finished(
     rows = np.array([chosen for _, _, chosen in visited])
     margins = np.full(rows.shape, np.nan)
     place, which = np.nonzero(rows >= 0)
-    margins[place, which] = _exact(arrays, concepts, method, rows[place, which], which)
+    margins[place, which] = exact_pairs(arrays, concepts, method, rows[place, which], which)
     if require == "any":
         with np.errstate(invalid="ignore"):
             unmatched = ~(margins > 0)
@@ -410,4 +309,8 @@ def _finished(
         for i, (_, model, _) in enumerate(visited)
     ]
     matches = [match for match in matches if require == "all" or match.margin > 0]
-    return sorted(matches, key=lambda match: (-match.margin, match.model))[:k]
+
+    def counted(match: ModelMatch) -> float:
+        return match.margin if ceiling == np.inf else float(np.nansum(damped(match.margins, ceiling)))
+
+    return sorted(matches, key=lambda match: (-counted(match), match.model))[:k]

@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from engine.coverage import Floats, Ints, Mask
+from engine.coverage_margins import ABOVE, Floats, Ints, Mask
 from engine.descriptors import ConceptDescriptors
 from engine.distance import LAMBDA, Method, weights
 from engine.outputs import FloatArray
@@ -155,7 +155,7 @@ def _compile_bounds(uniform: bool, both: bool):  # type: ignore[no-untyped-def]
     """The sweep of one method: what it is must be known to the compiler for the inner loops to be tight."""
 
     @numba.njit(nogil=True, cache=True, fastmath=_MATHS, error_model="numpy")
-    def bounds(o, w, starts, models, sizes, mask, floor, total):  # type: ignore[no-untyped-def]
+    def bounds(o, w, starts, models, sizes, mask, floor, ceiling, total):  # type: ignore[no-untyped-def]
         """Sums of each model's best upper ends, at least ``floor``, over the concepts; no more of them than outputs."""
         head_idx, head_z, tail_idx, tail_z, h, s, g, q, prior, share, code, scale, error = o
         tables, direction, step, length, missed = w
@@ -188,7 +188,8 @@ def _compile_bounds(uniform: bool, both: bool):  # type: ignore[no-untyped-def]
                     best[m - first].sort()
                 total[m] = 0.0
                 for j in range(max(0, count - sizes[m]), count):
-                    total[m] += np.float64(best[m - first, j])
+                    value = np.float64(best[m - first, j])
+                    total[m] += value if value <= ceiling else ceiling + ABOVE * (value - ceiling)
             first = last
 
     return bounds
@@ -279,7 +280,7 @@ def compiled_margins(arrays: ScanArrays, concepts: ConceptDescriptors, query: Qu
 
 @dataclass(frozen=True)
 class CompiledMargins:
-    """See ``coverage.Margins`` and ``compiled_margins``."""
+    """See ``coverage_margins.Margins`` and ``compiled_margins``."""
 
     arrays: ScanArrays
     concepts: ConceptDescriptors
@@ -288,22 +289,26 @@ class CompiledMargins:
     wanted: _Concepts
     directions: Floats  # what an anchor is multiplied with, [c, d]; [c, 0] where it is not
 
-    def bounds(self, starts: Ints, models: Ints, sizes: Ints, mask: Mask | None, floor: float) -> Floats:
-        """See ``coverage.Margins``."""
+    def bounds(
+        self, starts: Ints, models: Ints, sizes: Ints, mask: Mask | None, floor: float, ceiling: float
+    ) -> Floats:
+        """See ``coverage_margins.Margins``."""
         total = np.empty(len(models))
         allowed = np.zeros(0, np.bool_) if mask is None else mask
-        _BOUNDS[self.method](self.outputs, self.wanted, starts, models, sizes, allowed, np.float32(floor), total)
+        _BOUNDS[self.method](
+            self.outputs, self.wanted, starts, models, sizes, allowed, np.float32(floor), float(ceiling), total
+        )
         return total / len(self.concepts)
 
     def intervals(self, rows: Ints, chosen: slice) -> tuple[FloatArray, FloatArray]:
-        """See ``coverage.Margins``."""
+        """See ``coverage_margins.Margins``."""
         lower = np.empty((chosen.stop - chosen.start, len(rows)), np.float32)
         upper = np.empty_like(lower)
         _INTERVALS[self.method](self.outputs, self.wanted, chosen.start, rows, lower, upper)
         return lower, upper
 
     def precise(self, rows: Ints, place: Ints, which: Ints) -> Floats:
-        """See ``coverage.Margins``: only the order of the sums differs from ``exact_margins``."""
+        """See ``coverage_margins.Margins``: only the order of the sums differs from ``exact_margins``."""
         out = np.empty(len(place))
         used = np.zeros(len(rows), np.bool_)
         used[place] = True

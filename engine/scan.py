@@ -231,10 +231,10 @@ def top_k(
     if not len(arrays) or not len(concepts):
         return [(np.zeros(0, np.int64), np.zeros(0)) for _ in range(len(concepts))]
     k = min(k, len(arrays))
-    query = _prepare(concepts, method)
+    query = prepare(concepts, method)
     if kernel == "auto":
         kernel = choose_kernel(arrays, len(arrays) * len(concepts))
-    visit = _visit_numpy if kernel == "numpy" else _numba_visitor()
+    visit = visit_numpy if kernel == "numpy" else _numba_visitor()
     count = threads or (1 if len(arrays) < ONE_THREAD_ROWS else len(os.sched_getaffinity(0)))
     bounds = np.linspace(0, len(arrays), count + 1).astype(np.int64)
     parts = list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
@@ -300,7 +300,7 @@ Intervals = list[tuple[npt.NDArray[np.int64], FloatArray, FloatArray]]
 Visitor = Callable[[ScanArrays, Query, int, Method, "npt.NDArray[np.bool_] | None", int, int], Intervals]
 
 
-def _prepare(concepts: ConceptDescriptors, method: Method) -> Query:
+def prepare(concepts: ConceptDescriptors, method: Method) -> Query:
     """Rounds the concepts' directions to integers small enough for a 32-bit sum with the codes."""
     direction = concepts.directions(method == "whitened")
     d = direction.shape[1]
@@ -323,7 +323,7 @@ def _numba_visitor() -> Visitor:
     return visit
 
 
-def _visit_numpy(
+def visit_numpy(
     arrays: ScanArrays, query: Query, k: int, method: Method, mask: npt.NDArray[np.bool_] | None, start: int, stop: int
 ) -> Intervals:
     """Intervals of the outputs that can be among the top k of ``start..stop``, in plain numpy."""

@@ -32,6 +32,8 @@ class SearchRequest:
         level: Whether outputs or models are found.
         require: At the level of models: must every concept be covered (``all``), or do more count more (``any``)? None
             for ``all``, or ``any`` with ``like``.
+        ceiling: At the level of models: above this margin a concept counts a hundredth, so that models that cover the
+            whole list evenly come first; > 0, None for no ceiling.
         evidence: What speaks: the probes, the declared labels, or both.
     """
 
@@ -45,6 +47,7 @@ class SearchRequest:
     level: Level = "output"
     require: Require | None = None
     evidence: Evidence = "probes"
+    ceiling: float | None = None
 
     def check(self) -> None:
         """Refuses what makes no sense together.
@@ -71,6 +74,8 @@ class SearchRequest:
             )
         if self.level == "output" and self.require:
             raise InputError(f"--require {self.require} is about a list that one model covers: add --level model")
+        if self.ceiling is not None and (self.level == "output" or not self.ceiling > 0):
+            raise InputError(f"--ceiling {self.ceiling:g} must be above 0 and is for lists: add --level model")
         if self.level == "model":
             seen: set[str] = set()
             for text in map(clean_concept, self.concepts):

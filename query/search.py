@@ -125,6 +125,7 @@ class Searcher:
             request.k,
             method,
             require=require,
+            ceiling=np.inf if request.ceiling is None else request.ceiling,
             mask=self._others(mask, question.without),
             kernel=self._kernel,
         )

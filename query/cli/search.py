@@ -58,6 +58,12 @@ Examples:
     "[default: all; any with --like]",
 )
 @click.option(
+    "--ceiling",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --level model: a margin above this counts a hundredth, so that models that cover the whole list evenly "
+    "come first; 4 found more on a large hub. By default margins count in full.",
+)
+@click.option(
     "--where",
     multiple=True,
     metavar="KEY=VALUE",
@@ -89,6 +95,7 @@ def search(
     like: str | None,
     level: str,
     require: str | None,
+    ceiling: float | None,
     where: tuple[str, ...],
     method: str | None,
     evidence: str,
@@ -121,6 +128,7 @@ def search(
         level=level,  # type: ignore[arg-type]
         require=require,  # type: ignore[arg-type]
         evidence=evidence,  # type: ignore[arg-type]
+        ceiling=ceiling,
     )
     request.check()
     if sheet:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import coverage
+from engine import coverage, coverage_margins
 from engine.calibration import Background, calibrate
 from engine.coverage import ModelMatch, Require, best_assignment, top_models
 from engine.descriptors import ConceptDescriptors, concept_descriptors, normalise, output_descriptors
@@ -151,11 +151,11 @@ def test_bounds_lie_above_and_few_models_are_visited(
 ) -> None:
     sizes = np.random.default_rng(6).integers(1, 30, 400).tolist()
     arrays, starts, concepts = make(sizes, 6, 4)
-    margins = coverage._margins(arrays, concepts, method, kernel)  # type: ignore[arg-type]
+    margins = coverage.make_margins(arrays, concepts, method, kernel)  # type: ignore[arg-type]
     models = np.arange(len(sizes))
     best = np.maximum.reduceat(dense(arrays, concepts, method), starts[:-1], axis=1)
     for floor in (-np.inf, 0.0):
-        bounds = margins.bounds(starts, models, np.diff(starts), None, floor)
+        bounds = margins.bounds(starts, models, np.diff(starts), None, floor, np.inf)
         ordered = np.sort(np.maximum(best, floor), axis=0)[::-1]
         truth = np.where(np.arange(4)[:, None] < np.diff(starts), ordered, 0).sum(axis=0) / 4  # no more than outputs
         assert (bounds >= truth).all()
@@ -212,7 +212,8 @@ def test_blocks_and_threads_do_not_change_the_answer(
     assert answer(50) == whole  # more threads than models
     for pairs, rows, wave in ((40, 20, 1), (7, 1, 3), (1, 64, 2)):
         monkeypatch.setattr(coverage, "PAIRS", pairs)
-        monkeypatch.setattr(coverage, "ROWS", rows)
+        monkeypatch.setattr(coverage_margins, "PAIRS", pairs)
+        monkeypatch.setattr(coverage_margins, "ROWS", rows)
         monkeypatch.setattr(coverage, "WAVE", wave)
         assert answer(2) == whole
 
@@ -326,3 +327,28 @@ def test_best_assignment_is_the_best_permutation(seed: int, c: int, m: int, whol
     assert value * c == pytest.approx(margins[matched, columns[matched]].sum(), abs=1e-12)
     assert len(set(columns[matched].tolist())) == len(matched)
     assert len(matched) == c if mode == "all" else (margins[matched, columns[matched]] > 0).all()
+
+
+@pytest.mark.parametrize("require", BOTH)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_ceiling_ranks_by_what_counts(require: Require, kernel: str) -> None:
+    """Every model solved by permutations over damped margins; without a ceiling another one wins."""
+    changed = 0
+    for seed in range(6):
+        arrays, starts, concepts = make([3, 5, 4, 6, 3, 7, 4, 5], seed, 3)
+        exact = dense(arrays, concepts, "dual")
+        ceiling = float(np.quantile(exact, 0.8))
+        counted = np.minimum(exact, ceiling) + 0.01 * np.maximum(exact - ceiling, 0)
+        values = {}
+        for model in range(len(starts) - 1):
+            value = by_permutations(counted[:, starts[model] : starts[model + 1]], require)
+            if value is not None and (require == "all" or value > 0):
+                values[model] = value
+        found = top_models(arrays, starts, concepts, 4, "dual", require=require, ceiling=ceiling, kernel=kernel)  # type: ignore[arg-type]
+        order = sorted(values, key=lambda model: (-values[model], model))[:4]
+        assert [match.model for match in found] == order
+        for match in found:
+            assert match.margin == pytest.approx(np.nansum(match.margins) / 3)
+        plain = top_models(arrays, starts, concepts, 4, "dual", require=require, kernel=kernel)  # type: ignore[arg-type]
+        changed += [match.model for match in plain] != order
+    assert changed

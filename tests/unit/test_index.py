@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from engine.calibration import calibrate
+from engine.distance import METHODS
 from engine.errors import (
     IndexDamagedError,
     IndexLockedError,
@@ -19,7 +20,6 @@ from engine.errors import (
     InputError,
     ProbeError,
 )
-from engine.distance import METHODS
 from engine.index import Index, describe_background
 from engine.rebuild import rebuild
 from engine.schema import Model, ModelState
