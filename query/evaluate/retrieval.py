@@ -12,7 +12,7 @@ import numpy.typing as npt
 from engine.calibration import BACKGROUND_SIZE, NEAREST, Background, draw_background
 from engine.descriptors import ConceptDescriptors, FloatArray, concept_descriptors
 from engine.errors import InputError
-from query.evaluate.methods import Setting, Workbench, check_name
+from query.evaluate.methods import DIVISIVE, Setting, Workbench, check_name
 from query.evaluate.metrics import coverage
 from query.evaluate.results import Curve, RetrievalReport
 from query.evaluate.scorers import Rows, Scorer, WpmiScorer, best_outputs, best_places, score_all, some_concepts
@@ -39,6 +39,9 @@ Embed = Callable[[Sequence[str]], FloatArray]
 
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, what is being done)."""
+
+CEILING = 4.0
+"""Concept lists are also ranked with this ceiling on the margins of ``whitened``."""
 
 _SHOWN = 5  # answers of a timed query
 
@@ -285,6 +288,9 @@ class _Run:
                 self.tally.add("naming", f"{method}, words calibrated", ranks, named.groups)
             if lists:
                 self.tally.add("lists", method, list_ranks(scores, lists, zoo.starts), of_lists)
+                if method.removesuffix(DIVISIVE) == "whitened":  # the others' margins are on other scales
+                    ranks = list_ranks(scores, lists, zoo.starts, CEILING)
+                    self.tally.add("lists", f"{method}, ceiling {CEILING:g}", ranks, of_lists)
             if first:
                 self._quality(method, scores, zoo, chosen)
                 asked = [np.asarray(one.queries) for one in lists]

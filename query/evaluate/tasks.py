@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engine.coverage_margins import damped
 from engine.descriptors import FloatArray
 from query.evaluate.metrics import Ranks, average_precision, first_hit_ranks
 from query.evaluate.scorers import best_places
@@ -251,7 +252,7 @@ def assign(scores: FloatArray) -> tuple[npt.NDArray[np.int64], float]:
     return columns.astype(np.int64), float(scores[np.arange(len(scores)), columns].mean(dtype=np.float64))
 
 
-def best_models(scores: FloatArray, starts: Rows, k: int) -> tuple[Rows, npt.NDArray[np.float64]]:
+def best_models(scores: npt.NDArray[np.floating], starts: Rows, k: int) -> tuple[Rows, npt.NDArray[np.float64]]:
     """The k models that cover several concepts best, each by its best assignment of distinct outputs.
 
     The mean of a model's independent maxima bounds its assignment from above: models are visited by descending bound
@@ -282,20 +283,21 @@ def best_models(scores: FloatArray, starts: Rows, k: int) -> tuple[Rows, npt.NDA
     return np.asarray([-model for _, model in ranked], dtype=np.int64), np.asarray([value for value, _ in ranked])
 
 
-def list_ranks(scores: FloatArray, lists: Sequence[ConceptList], starts: Rows) -> Ranks:
+def list_ranks(scores: FloatArray, lists: Sequence[ConceptList], starts: Rows, ceiling: float = np.inf) -> Ranks:
     """Rank of the first model that has all classes of each list.
 
     Args:
         scores: Of all queries and outputs, ``[q, L]``.
         lists: What is asked.
         starts: First row of each model and, last, L.
+        ceiling: Above this a score counts a hundredth (``engine.coverage.top_models``).
 
     Returns:
         int64, from 1; 0 where it is not among the first ``DEPTH``.
     """
     ranks = np.zeros(len(lists), np.int64)
     for i, asked in enumerate(lists):
-        models, _ = best_models(scores[list(asked.queries)], starts, DEPTH)
+        models, _ = best_models(damped(scores[list(asked.queries)], ceiling), starts, DEPTH)
         ranks[i] = next((place + 1 for place, model in enumerate(models.tolist()) if model in asked.models), 0)
     return ranks
 

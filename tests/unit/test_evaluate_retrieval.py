@@ -14,6 +14,7 @@ from query.evaluate.retrieval import LabelledImages, Settings, draw_from_pool, e
 from query.evaluate.sweeps import sweep, sweep_over
 from query.evaluate.tally import Tally
 from query.evaluate.tasks import (
+    ConceptList,
     assign,
     best_models,
     draw_image_queries,
@@ -506,3 +507,12 @@ def test_what_cannot_be_swept(world):
         sweep("r", (), zoo, queries, encode, usual(), pool=POOL)
     with pytest.raises(InputError, match="top r is 61"):
         sweep("r", (5, 61), zoo, queries, lambda texts: pytest.fail("evaluated"), usual(), pool=POOL)
+
+
+def test_a_ceiling_keeps_one_superb_concept_from_winning():
+    """Two models of three outputs, three concepts: by the mean the first is better, it lacks one concept."""
+    zoo = bare([0, 3, 6], [{"a"}, {"b"}, {"x"}, {"a"}, {"b"}, {"c"}])
+    scores = np.array([[20.0, 0, -1, 5, 0, 0], [0, 5, 0, 0, 5, 0], [0, 0, -3, 0, 0, 4]], np.float32)
+    asked = [ConceptList((0, 1, 2), frozenset({1}))]
+    assert list_ranks(scores, asked, zoo.starts).tolist() == [2]  # 22 / 3 against 14 / 3
+    assert list_ranks(scores, asked, zoo.starts, 4.0).tolist() == [1]  # 5.17 / 3 against 12.02 / 3
