@@ -105,7 +105,7 @@ def _reliable(setup: Setup) -> np.ndarray:
     covariance = centred.T @ centred / len(centred)
     ridge = 0.1 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
     explained = np.einsum("ld,ld->l", setup.kept[2], np.linalg.solve(covariance + ridge, setup.kept[2].T).T)
-    return 0.5 * setup.local + setup.white * explained / explained.mean() + setup.constants.prior
+    return setup.local + setup.white * explained / explained.mean() + setup.constants.prior
 
 
 def _centred(zoo: Zoo) -> Zoo:
@@ -135,18 +135,18 @@ STEPS: dict[str, Form] = {
 
 TRIED: dict[str, Form] = {
     "the default": STEPS["whitened, divisive (the default)"],
-    "  local part in full": (DIVISIVE, lambda s: s.local + s.white + s.constants.prior),
+    "  half of the local part": (DIVISIVE, lambda s: 0.5 * s.local + s.white + s.constants.prior),
     "  without the local part": (DIVISIVE, lambda s: s.white + s.constants.prior),
     "  local part only where it is above 0": (
         DIVISIVE,
-        lambda s: 0.5 * np.maximum(s.local, 0) + s.white + s.constants.prior,
+        lambda s: np.maximum(s.local, 0) + s.white + s.constants.prior,
     ),
     "  responses centred over the model's outputs": (
         lambda zoo: _centred(zoo.divisive()),
         lambda s: s.margin("whitened"),
     ),
-    "  anchors of z^1.5": (DIVISIVE, lambda s: 0.5 * s.local + _power(s, 1.5) + s.constants.prior),
-    "  anchors of sqrt z": (DIVISIVE, lambda s: 0.5 * s.local + _power(s, 0.5) + s.constants.prior),
+    "  anchors of z^1.5": (DIVISIVE, lambda s: s.local + _power(s, 1.5) + s.constants.prior),
+    "  anchors of sqrt z": (DIVISIVE, lambda s: s.local + _power(s, 0.5) + s.constants.prior),
     "  global part by the anchor's reliability": (DIVISIVE, _reliable),
     "  half the margin of similar outputs added": (DIVISIVE, _neighbours),
 }

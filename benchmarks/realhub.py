@@ -278,7 +278,7 @@ def plain_form_difference(index: Index, answers: dict[str, np.ndarray], concepts
                 if method in rho:
                     rho_c, rho_b = (part[:, row] for part in rho[method])
                     far = (rho_c - np.sort(rho_b)[::-1][:10].mean()) / rho_b.std()
-                    expected = expected / b.std() * (0.5 if method == "whitened" else 1) + far
+                    expected = expected / b.std() + far
                 if method == "whitened":
                     expected = expected - 0.4 * np.log((z_kept[row] ** 4).sum() / len(p) / 5)
                 worst = max(worst, float(np.abs(got[method][:, row] - expected).max()))

@@ -182,7 +182,7 @@ def scanned(arrays: ScanArrays, method: Method) -> list[np.ndarray]:
     """The columns that a scan reads."""
     parts = [arrays.head_idx, arrays.head_z, arrays.tail_idx, arrays.tail_z]
     terms = arrays.terms(method)
-    parts += [array for array in terms[:-1] if len(array)]
+    parts += [array for array in terms if len(array)]
     if len(terms.q):
         parts += [arrays.code, arrays.scale, arrays.error]
     return parts

@@ -41,7 +41,6 @@ class _Outputs(NamedTuple):
     g: FloatArray
     q: FloatArray
     prior: FloatArray
-    share: float
     code: npt.NDArray[np.int8]
     scale: FloatArray
     error: FloatArray
@@ -106,7 +105,7 @@ def _weight(z, half, uniform):  # type: ignore[no-untyped-def]
 
 @numba.njit(fastmath=_MATHS, error_model="numpy")
 def _interval(  # type: ignore[no-untyped-def]
-    i, c, square, both, h, s, g, q, prior, share, code, scale, error, direction, step, length, missed
+    i, c, square, both, h, s, g, q, prior, code, scale, error, direction, step, length, missed
 ):
     """Margin of row i for concept c, which are at that squared distance, and its possible error, float32."""
     distance = np.sqrt(square)
@@ -116,7 +115,7 @@ def _interval(  # type: ignore[no-untyped-def]
         whole = np.int32(0)
         for j in range(np.uint64(code.shape[1])):
             whole = np.int32(whole + np.int32(np.int32(code[i, j]) * np.int32(direction[c, j])))
-        local, other = np.float32(share) / s[i], np.float32(LAMBDA) / q[i]
+        local, other = np.float32(1) / s[i], np.float32(LAMBDA) / q[i]
         correlation = np.float32(whole) * step[c] * scale[i]
         doubt = error[i] * length[c] + scale[i] * missed[c] + np.float32(2 * ROUNDING)
         margin = margin * local + (correlation - g[i]) * other
@@ -128,11 +127,11 @@ def _interval(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath=_MATHS, error_model="numpy")
-def _value(i, distance, correlation, both, h, s, g, q, prior, share):  # type: ignore[no-untyped-def]
+def _value(i, distance, correlation, both, h, s, g, q, prior):  # type: ignore[no-untyped-def]
     """Margin of row i in float64."""
     margin = np.float64(h[i]) - distance
     if both:
-        margin = share * margin / s[i] + np.float64(LAMBDA) * (correlation - g[i]) / q[i]
+        margin = margin / s[i] + np.float64(LAMBDA) * (correlation - g[i]) / q[i]
     if prior.shape[0]:
         margin += prior[i]
     return margin
@@ -157,7 +156,7 @@ def _compile_bounds(uniform: bool, both: bool):  # type: ignore[no-untyped-def]
     @numba.njit(nogil=True, cache=True, fastmath=_MATHS, error_model="numpy")
     def bounds(o, w, starts, models, sizes, mask, floor, ceiling, total):  # type: ignore[no-untyped-def]
         """Sums of each model's best upper ends, at least ``floor``, over the concepts; no more of them than outputs."""
-        head_idx, head_z, tail_idx, tail_z, h, s, g, q, prior, share, code, scale, error = o
+        head_idx, head_z, tail_idx, tail_z, h, s, g, q, prior, code, scale, error = o
         tables, direction, step, length, missed = w
         count = direction.shape[0]
         square = np.empty(_LANES, np.float32)
@@ -179,7 +178,7 @@ def _compile_bounds(uniform: bool, both: bool):  # type: ignore[no-untyped-def]
                         for lane in range(min(_LANES, count - _LANES * b)):
                             c = np.uint64(_LANES * b + lane)
                             margin, slack = _interval(
-                                i, c, square[lane], both, h, s, g, q, prior, share, code, scale, error, direction, step,
+                                i, c, square[lane], both, h, s, g, q, prior, code, scale, error, direction, step,
                                 length, missed,
                             )  # fmt: skip
                             best[m - first, c] = max(best[m - first, c], margin + slack)
@@ -201,7 +200,7 @@ def _compile_intervals(uniform: bool, both: bool):  # type: ignore[no-untyped-de
     @numba.njit(nogil=True, cache=True, fastmath=_MATHS, error_model="numpy")
     def intervals(o, w, first, rows, lower, upper):  # type: ignore[no-untyped-def]
         """Lower and upper ends ``[concepts, rows]`` for the concepts from ``first`` on."""
-        head_idx, head_z, tail_idx, tail_z, h, s, g, q, prior, share, code, scale, error = o
+        head_idx, head_z, tail_idx, tail_z, h, s, g, q, prior, code, scale, error = o
         tables, direction, step, length, missed = w
         last = first + lower.shape[0]
         square = np.empty(_LANES, np.float32)
@@ -214,7 +213,7 @@ def _compile_intervals(uniform: bool, both: bool):  # type: ignore[no-untyped-de
                     _compare(i, table, square, head, tail, uniform, head_idx, head_z, tail_idx, tail_z)
                     for c in range(max(first, _LANES * b), min(last, _LANES * b + _LANES)):
                         margin, slack = _interval(
-                            i, np.uint64(c), square[c - _LANES * b], both, h, s, g, q, prior, share, code, scale, error,
+                            i, np.uint64(c), square[c - _LANES * b], both, h, s, g, q, prior, code, scale, error,
                             direction, step, length, missed,
                         )  # fmt: skip
                         lower[c - first, j], upper[c - first, j] = margin - slack, margin + slack
@@ -228,7 +227,7 @@ def _compile_precise(_uniform: bool, both: bool):  # type: ignore[no-untyped-def
     @numba.njit(nogil=True, cache=True, fastmath=_MATHS, error_model="numpy")
     def precise(o, rows, idx, z, weight, anchor, concepts, direction, pairs, place, which, out):  # type: ignore[no-untyped-def]
         """Margins of pairs: of row ``rows[place]`` for concept ``which``."""
-        _, _, _, _, h, s, g, q, prior, share, _, _, _ = o
+        _, _, _, _, h, s, g, q, prior, _, _, _ = o
         for p in pairs:
             u, c = np.uint64(place[p]), np.uint64(which[p])
             square, correlation = 0.0, 0.0
@@ -238,7 +237,7 @@ def _compile_precise(_uniform: bool, both: bool):  # type: ignore[no-untyped-def
             if both:
                 for j in range(np.uint64(anchor.shape[1])):
                     correlation += anchor[u, j] * direction[c, j]
-            out[p] = _value(np.uint64(rows[u]), np.sqrt(square), correlation, both, h, s, g, q, prior, share)
+            out[p] = _value(np.uint64(rows[u]), np.sqrt(square), correlation, both, h, s, g, q, prior)
 
     return precise
 

@@ -24,9 +24,6 @@ METHODS: tuple[Method, ...] = get_args(Method)
 LAMBDA = 1.0
 """Weight of the global evidence beside the local in ``dual``."""
 
-LOCAL_SHARE = 0.5
-"""Weight of the local evidence beside the global in ``whitened``."""
-
 PEAKEDNESS_WEIGHT = 0.4
 PEAKEDNESS_USUAL = 5.0
 """``whitened`` expects outputs with a fourth moment of 5; a sharper one must show more evidence."""
@@ -133,8 +130,8 @@ def margins(
     """How much closer each concept is to each output than the background is; larger is better, > 0 is closer.
 
     ``probelog``: h - d with w = 1. ``weighted``: h - d with cubic weights.
-    ``dual``: (h - d) / s + lambda (rho - g) / q with cubic weights. ``whitened``: (1/2) (h - d) / s + (rho_white -
-    g_white) / q_white + prior with cubic weights.
+    ``dual``: (h - d) / s + lambda (rho - g) / q with cubic weights. ``whitened``: (h - d) / s + (rho_white - g_white)
+    / q_white + prior with cubic weights.
 
     Returns:
         float32 ``[c, m]``.
@@ -147,7 +144,7 @@ def margins(
     local = (calibration.h - d) / calibration.s
     if method == "whitened":
         white = (correlations(anchor, concepts, True) - calibration.g_white) / calibration.q_white
-        return np.float32(LOCAL_SHARE) * local + white + calibration.prior
+        return local + white + calibration.prior
     return local + np.float32(LAMBDA) * (correlations(anchor, concepts) - calibration.g) / calibration.q
 
 

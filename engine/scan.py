@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.descriptors import ConceptDescriptors
-from engine.distance import LAMBDA, LOCAL_SHARE, Method, weights
+from engine.distance import LAMBDA, Method, weights
 from engine.outputs import Calibration, FloatArray
 
 Kernel = Literal["auto", "numba", "numpy"]
@@ -47,7 +47,7 @@ _NONE = np.zeros(0, np.float32)
 
 
 class Terms(NamedTuple):
-    """What the margin of a method is made of: ``share (h - d) / s + lambda (rho - g) / q + prior``.
+    """What the margin of a method is made of: ``(h - d) / s + lambda (rho - g) / q + prior``.
 
     Attributes:
         h: Hubness that a distance is taken from, float32 ``[L]``.
@@ -55,7 +55,6 @@ class Terms(NamedTuple):
         g: Hubness of the correlation, ``[L]`` or empty.
         q: Its scale, ``[L]`` or empty.
         prior: Added to every margin, ``[L]`` or empty.
-        share: Weight of the local part.
     """
 
     h: FloatArray
@@ -63,7 +62,6 @@ class Terms(NamedTuple):
     g: FloatArray
     q: FloatArray
     prior: FloatArray
-    share: float
 
 
 @dataclass(frozen=True)
@@ -120,16 +118,16 @@ class ScanArrays:
     def terms(self, method: Method) -> Terms:
         """What a method makes a margin of."""
         if method == "whitened":
-            return Terms(self.h, self.s, self.g_white, self.q_white, self.prior, LOCAL_SHARE)
+            return Terms(self.h, self.s, self.g_white, self.q_white, self.prior)
         if method == "dual":
-            return Terms(self.h, self.s, self.g, self.q, _NONE, 1.0)
-        return Terms(self.h_uniform if method == "probelog" else self.h, _NONE, _NONE, _NONE, _NONE, 1.0)
+            return Terms(self.h, self.s, self.g, self.q, _NONE)
+        return Terms(self.h_uniform if method == "probelog" else self.h, _NONE, _NONE, _NONE, _NONE)
 
     def bytes_scanned(self, method: Method) -> int:
         """Bytes that one scan reads for each output at most."""
         read: list[npt.NDArray[np.generic]] = [self.head_idx, self.head_z, self.tail_idx, self.tail_z]
         terms = self.terms(method)
-        read += [array for array in terms[:-1] if len(array)]
+        read += [array for array in terms if len(array)]
         if len(terms.q):
             read += [self.code, self.scale, self.error]
         return sum(array.itemsize * int(np.prod(array.shape[1:])) for array in read)
@@ -277,7 +275,7 @@ def exact_margins(
     terms = arrays.terms(method)
     margin = terms.h[rows] - distance
     if len(terms.q):
-        margin = terms.share * margin / terms.s[rows] + LAMBDA * (correlation - terms.g[rows]) / terms.q[rows]
+        margin = margin / terms.s[rows] + LAMBDA * (correlation - terms.g[rows]) / terms.q[rows]
     if len(terms.prior):
         margin = margin + terms.prior[rows]
     return np.asarray(margin)
@@ -342,7 +340,7 @@ def visit_numpy(
             h = terms.h[part]
             margin, slack = h - distance, ROUNDING * (h + distance)
             if len(terms.q):
-                s, q, scale = terms.s[part] / np.float32(terms.share), terms.q[part], arrays.scale[part]
+                s, q, scale = terms.s[part], terms.q[part], arrays.scale[part]
                 whole = arrays.code[part].astype(np.float32) @ query.direction[c].astype(np.float32)
                 rho = whole * query.step[c] * scale
                 margin = margin / s + LAMBDA * (rho - terms.g[part]) / q

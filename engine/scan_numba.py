@@ -59,7 +59,7 @@ def _compile(uniform: bool, dual: bool):  # type: ignore[no-untyped-def]  # noqa
 
     @numba.njit(nogil=True, cache=True, fastmath=_MATHS)
     def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915 - a kernel is one loop
-        head_idx, head_z, tail_idx, tail_z, h, s, g, q, prior, wide, code, scale, error,
+        head_idx, head_z, tail_idx, tail_z, h, s, g, q, prior, code, scale, error,
         concepts, direction, step, length, missed, likely, mask, start, stop, heap, rows, lower, upper, count,
     ):  # fmt: skip
         """Fills the candidate lists; returns the row at which a list was full, or ``stop``."""
@@ -79,14 +79,13 @@ def _compile(uniform: bool, dual: bool):  # type: ignore[no-untyped-def]  # noqa
                             whole = np.int32(0)
                             for j in range(np.uint64(code.shape[1])):
                                 whole = np.int32(whole + np.int32(np.int32(code[i, j]) * np.int32(direction[c, j])))
-                            unit_s = s[i] * wide  # what the local part is divided by
-                            weight = np.float32(LAMBDA) * unit_s / q[i]
+                            weight = np.float32(LAMBDA) * s[i] / q[i]
                             other = (np.float32(whole) * step[c] * scale[i] - g[i]) * weight
                             doubt = (error[i] * length[c] + scale[i] * missed[c] + np.float32(ROUNDING)) * weight
                             if prior.shape[0]:
-                                other += prior[i] * unit_s
-                                doubt += np.float32(ROUNDING) * abs(prior[i]) * unit_s
-                            beat *= unit_s
+                                other += prior[i] * s[i]
+                                doubt += np.float32(ROUNDING) * abs(prior[i]) * s[i]
+                            beat *= s[i]
                         # The margin times s is h - distance + other: only a distance within reach beats the k-th best.
                         reach = (h[i] + other + doubt - beat) * np.float32(1 + 4 * ROUNDING)
                         reach += np.float32(ROUNDING) * h[i]
@@ -123,7 +122,7 @@ def _compile(uniform: bool, dual: bool):  # type: ignore[no-untyped-def]  # noqa
                         slack = np.float32(ROUNDING) * (h[i] + distance) + doubt
                         margin = h[i] - distance + other
                         if dual:
-                            margin, slack = margin / (s[i] * wide), slack / (s[i] * wide)
+                            margin, slack = margin / s[i], slack / s[i]
                         counted = not first_sweep and concepts[c, head_idx[i, 0]] >= likely[c]
                         if margin - slack > heap[c, 0] and not counted:
                             _push(heap[c], margin - slack)
@@ -146,7 +145,6 @@ def visit(
 ) -> Intervals:
     """Intervals of the outputs that can be among the top k of ``start..stop``; see ``scan.top_k``."""
     terms = arrays.terms(method)
-    wide = np.float32(1 / terms.share)
     c = len(query.z)
     allowed = np.zeros(0, np.bool_) if mask is None else mask
     k = min(k, stop - start)
@@ -162,7 +160,7 @@ def visit(
         count = np.zeros((c, 1), np.int64)
         end = _SCANS[method](
             arrays.head_idx, arrays.head_z, arrays.tail_idx, arrays.tail_z, terms.h, terms.s, terms.g, terms.q,
-            terms.prior, wide, arrays.code, arrays.scale, arrays.error,
+            terms.prior, arrays.code, arrays.scale, arrays.error,
             query.z, query.direction, query.step, query.length, query.missed, likely, allowed,
             start, stop, heap, rows, lower, upper, count,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from pydantic import Field
 from engine.calibration import Background, calibrate
 from engine.concepts import clean_concept
 from engine.descriptors import ConceptDescriptors, FloatArray, output_descriptors
-from engine.distance import LAMBDA, LOCAL_SHARE, Method, check_method, correlations, margins, weights
+from engine.distance import LAMBDA, Method, check_method, correlations, margins, weights
 from engine.errors import ConceptError, InputError
 from engine.index import Index, Texts
 from engine.outputs import Calibration, OutputTable
@@ -312,7 +312,6 @@ class Describer:
                 if method == "dual":
                     block += np.float32(LAMBDA) * (correlation - c.g) / c.q
                 else:
-                    block *= np.float32(LOCAL_SHARE)
                     block += (correlation - c.g_white) / c.q_white + c.prior
             out[start : start + step] = block
         return out

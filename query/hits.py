@@ -73,7 +73,7 @@ class HitMaker:
                     local=LocalEvidence(
                         distance=short(distance[i]),
                         hubness=short(terms.h[row]),
-                        scale=short(terms.s[row] / terms.share) if len(terms.s) else 1.0,
+                        scale=short(terms.s[row]) if len(terms.s) else 1.0,
                     ),
                     **optional,
                 )

@@ -70,7 +70,7 @@ def slow_margin(world: dict[str, np.ndarray], output: int, concept: np.ndarray, 
     g = np.mean(sorted((b[1] for b in background), reverse=True)[:K])
     if method == "whitened":
         moment = sum(z_l[i] ** 4 for i in kept) / N
-        return float(0.5 * (h - d) / s + (rho - g) / q - 0.4 * np.log(moment / 5))
+        return float((h - d) / s + (rho - g) / q - 0.4 * np.log(moment / 5))
     return float((h - d) / s + LAMBDA * (rho - g) / q)
 
 
