@@ -111,12 +111,16 @@ def search(
     nearest neighbours. The percentile is its standing among the output's background concepts, from the top.
     """
     from engine.index import Index
+    from engine.probes import SUFFIXES
     from query.filters import parse_conditions
     from query.request import SearchRequest, read_concepts, read_images
     from query.search import Searcher
 
     if not (concepts or images or like):
         raise click.UsageError("there is nothing to search for: write a CONCEPT, or use --images or --like")
+    if images:  # a shell makes several arguments of photos/*.jpg, and only the first belongs to the option
+        more = tuple(text for text in concepts if Path(text).suffix.lower() in SUFFIXES and Path(text).is_file())
+        images, concepts = images + more, tuple(text for text in concepts if text not in more)
     request = SearchRequest(
         concepts=read_concepts(concepts),
         k=k,

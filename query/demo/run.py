@@ -45,7 +45,13 @@ def run_demo(root: Path, fresh: bool = False) -> None:
     _command("index", "create", "--index", zoo, "--probes", probes, "--encoder", encoder, "--background", background)
     _command("index", "add", "--index", zoo, "--cache", root / "cache", world / "models")
     shown = [concept for concept in SHOWN if concept in queries] or queries[:3]
-    _command("search", *shown, "--index", zoo, "-k", "3")
+    _command("search", *shown, "--index", zoo, "-k", "3", "--evidence-image", root / "why.png")
+    truth = _truth(world)
+    model, known = next((repo, names) for repo, names in truth.items() if len(set(names.values()) & set(queries)) >= 3)
+    together = [name for name in dict.fromkeys(known.values()) if name in queries][:3]
+    _command("search", *together, "--level", "model", "--index", zoo, "-k", "3")
+    _command("search", "--like", f"{model}#{min(known)}", "--index", zoo, "-k", "3")
+    _command("describe", model, "--vocabulary", world / "queries.txt", "--index", zoo, "-k", "2")
 
     note("\n3. is it right? The search has seen no label; here are the true ones")
     _judge(zoo, world, queries)
@@ -55,6 +61,12 @@ def run_demo(root: Path, fresh: bool = False) -> None:
         "  hubhound index add --index zoo timm/resnet50.a1_in1k microsoft/resnet-18\n"
         '  hubhound search "golden retriever" --index zoo --explain'
     )
+
+
+def _truth(world: Path) -> dict[str, dict[int, str]]:
+    """What each output of each model was trained on."""
+    labels = json.loads((world / "labels.json").read_text(encoding="utf-8"))
+    return {repo: {entry["index"]: entry["concept"] for entry in entries} for repo, entries in labels.items()}
 
 
 def _command(*arguments: object) -> None:
@@ -72,8 +84,7 @@ def _judge(zoo: Path, world: Path, queries: list[str]) -> None:
     from query.request import SearchRequest
     from query.search import Searcher
 
-    labels = json.loads((world / "labels.json").read_text(encoding="utf-8"))
-    truth = {(repo, entry["index"]): entry["concept"] for repo, entries in labels.items() for entry in entries}
+    truth = {(repo, output): name for repo, names in _truth(world).items() for output, name in names.items()}
     known = set(truth.values())
     answer = Searcher(Index(zoo)).search(SearchRequest(tuple(query for query in queries if query in known), 5))
     rows, first, fifth = [], 0, 0

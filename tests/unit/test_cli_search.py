@@ -130,6 +130,8 @@ def test_images_in_json(zoo: Path, photos: Path, capsys: pytest.CaptureFixture[s
     assert {(hit["model"], hit["output"]) for hit in result["hits"]} == {("org/animals", 2), ("zoo/both", 2)}
     (result,) = answer(capsys, zoo, "--images", files[1], "--images", files[0], "horse", "-k", 1)["results"]
     assert result["query"] == {"text": "horse", "images": [files[1], files[0]]}
+    (result,) = answer(capsys, zoo, "horse", "--images", *files[:3], "-k", 1)["results"]  # as a shell expands *.png
+    assert result["query"] == {"text": "horse", "images": files[:3]}
     (result,) = answer(capsys, zoo, "--images", photos, "--level", "model", "-k", 1)["results"]
     assert result["query"] == {"images": files}
     assert [m["concept"] for m in result["hits"][0]["outputs"]] == ["4 images"]
