@@ -37,7 +37,7 @@ def main() -> None:
     if not options.index.is_dir():
         sys.exit(f"queries.py: {options.index} does not exist")
     index = Index(options.index)
-    searcher = Searcher(index)
+    searcher = Searcher(index, kernel="numba")
     snapshot = searcher.snapshot
     rng = np.random.default_rng(0)
     texts = [label.split(",")[0] for label in snapshot.labels]
