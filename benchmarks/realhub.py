@@ -292,7 +292,8 @@ def whitening_of(probes: np.ndarray, words: np.ndarray) -> np.ndarray:
         whole = np.cov(rows.T, bias=True)
         return whole / np.trace(whole) * len(whole)
 
-    return np.linalg.inv(0.6 * covariance(probes) + 0.4 * covariance(words) + 0.1 * np.eye(probes.shape[1]))
+    beta = 0.5 * len(words) / (len(words) + 400)
+    return np.linalg.inv((1 - beta) * covariance(probes) + beta * covariance(words) + 0.1 * np.eye(probes.shape[1]))
 
 
 def normalised(

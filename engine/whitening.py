@@ -15,14 +15,19 @@ import numpy.typing as npt
 STRENGTH = 0.1
 """alpha, the ridge, as a share of the mean variance of a direction."""
 
-WORDS = 0.4
-"""How much of the covariance is that of the background's words; the rest is that of the probes."""
+WORDS = 0.5
+"""How much of the covariance is that of the background's words, if there are very many; the probes make up the rest."""
+
+MANY_WORDS = 400
+"""Number of words that have half of that weight: a few words span a few directions only, and those are their own."""
 
 FloatArray = npt.NDArray[np.float32]
 
 
 def whitening(probes: FloatArray, words: FloatArray) -> FloatArray:
     """The matrix ``(C + alpha I)^-1`` with ``C = (1 - beta) C_probes + beta C_words``, each of mean variance 1.
+
+    beta = (1/2) b / (b + 400).
 
     Args:
         probes: Normalised probe embeddings, float32 ``[n, d]``.
@@ -31,7 +36,8 @@ def whitening(probes: FloatArray, words: FloatArray) -> FloatArray:
     Returns:
         Symmetric, positive definite, float32 ``[d, d]``.
     """
-    mixed = (1 - WORDS) * _covariance(probes) + WORDS * _covariance(words)
+    beta = WORDS * len(words) / (len(words) + MANY_WORDS)
+    mixed = (1 - beta) * _covariance(probes) + beta * _covariance(words)
     inverse = np.linalg.inv(mixed + STRENGTH * np.eye(len(mixed)))
     return np.asarray((inverse + inverse.T) / 2, dtype=np.float32)
 

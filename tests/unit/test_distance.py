@@ -36,7 +36,8 @@ def slow_spread(probes: np.ndarray, words: np.ndarray) -> np.ndarray:
         whole = sum(np.outer(gap, gap) for gap in gaps) / len(gaps)
         return np.asarray(whole / (np.diag(whole).sum() / len(whole)))
 
-    return np.asarray(0.6 * covariance(probes) + 0.4 * covariance(words) + 0.1 * np.eye(probes.shape[1]))
+    beta = 0.5 * len(words) / (len(words) + 400)
+    return np.asarray((1 - beta) * covariance(probes) + beta * covariance(words) + 0.1 * np.eye(probes.shape[1]))
 
 
 def slow_margin(world: dict[str, np.ndarray], output: int, concept: np.ndarray, method: str) -> float:

@@ -35,14 +35,16 @@ def slow_covariance(vectors: np.ndarray) -> np.ndarray:
 
 def test_it_is_the_inverse_of_the_mixed_covariance_and_a_ridge() -> None:
     probes, words = cone(40, 5, 0), cone(30, 5, 1, spread=0.3)
-    mixed = 0.6 * slow_covariance(probes) + 0.4 * slow_covariance(words) + 0.1 * np.eye(5)
+    beta = 30 / (2 * 430)
+    mixed = (1 - beta) * slow_covariance(probes) + beta * slow_covariance(words) + 0.1 * np.eye(5)
     np.testing.assert_allclose(whitening(probes, words) @ mixed, np.eye(5), atol=1e-4)
 
 
 def test_by_hand() -> None:
     probes = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)  # variance 1/2 each way: the unit matrix
     words = np.array([[1, 0], [-1, 0]], np.float32)  # all of it along the first axis: diag(2, 0)
-    expected = np.diag([1 / (0.6 + 0.4 * 2 + 0.1), 1 / (0.6 + 0.1)])
+    words = np.repeat(words, 200, axis=0)  # 400 of them: beta is a quarter
+    expected = np.diag([1 / (0.75 + 0.25 * 2 + 0.1), 1 / (0.75 + 0.1)])
     np.testing.assert_allclose(whitening(probes, words), expected, rtol=1e-6)
 
 
@@ -84,7 +86,7 @@ def test_only_shapes_of_the_clouds_count_not_their_places_or_sizes() -> None:
 def test_the_discriminant_separates_a_concept_better_than_its_embedding() -> None:
     """Fisher: of all projections ``(C + alpha I)^-1 t`` has the largest ratio of t's part to the deviation."""
     probes, words = cone(400, 8, 6), cone(400, 8, 7)
-    mixed = 0.6 * slow_covariance(probes) + 0.4 * slow_covariance(words) + 0.1 * np.eye(8)
+    mixed = 0.75 * slow_covariance(probes) + 0.25 * slow_covariance(words) + 0.1 * np.eye(8)
     rng = np.random.default_rng(8)
     for t in normalise(rng.standard_normal((5, 8))).astype(np.float64):
 
@@ -136,3 +138,11 @@ def test_what_all_share_decides_less(seed: int) -> None:
     plain, white = correlations(anchor, concepts), correlations(anchor, concepts, True)
     assert plain[0, 1] > 0.8
     assert white[0, 0] - white[0, 1] > plain[0, 0] - plain[0, 1] + 0.1
+
+
+def test_a_few_words_count_little() -> None:
+    probes, words = cone(200, 6, 9), cone(400, 6, 10, spread=0.2)
+    alone = np.linalg.inv(slow_covariance(probes) + 0.1 * np.eye(6))
+    far = [float(np.abs(whitening(probes, words[:b]) - alone).max()) for b in (12, 50, 400)]
+    assert far[0] < far[1] < far[2]
+    assert far[0] < 0.2 * far[2]
