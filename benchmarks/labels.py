@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,8 +45,9 @@ def main() -> None:
         if not path.exists():
             sys.exit(f"labels.py: {path} does not exist")
     index, truth = Index(options.index), read_truth(options.truth)
-    encoder = LazyEncoder(index)
-    figures: dict[str, object] = witness(index, truth, encoder, options.images)
+    with tempfile.TemporaryDirectory() as folder:  # what is remembered about made-up labels must not reach the index
+        copy = Path(shutil.copytree(options.index, Path(folder) / "index"))
+        figures: dict[str, object] = witness(Index(copy), truth, LazyEncoder(index), options.images)
     if not options.no_describe:
         figures["describe"] = doubted(index, truth)
     print(json.dumps(figures))
@@ -72,8 +75,7 @@ def witness(index: Index, truth, encoder: LazyEncoder, images: Path) -> dict[str
     found: dict[str, object] = {}
     print(f"{'text to output, top-1 / top-5 in per cent':52}{'seen':>16}{'unseen':>16}")
     for name, label in (("right", labels), ("none", none), ("half of the models", half), ("a fifth wrong", shuffled)):
-        changed = replace(snapshot, label=label, number=snapshot.number + 1_000_000 + abs(hash(name)) % 1_000)
-        judge = LabelWitness(index, changed, searcher.background, method)
+        judge = LabelWitness(index, replace(snapshot, label=label), searcher.background, method)
         said = [judge.margins(concepts.t[c]) for c in range(len(queries))]
         alone = np.stack([np.where(np.isnan(one.margin), -1e6, one.margin) for one in said])
         both = margin + np.stack([one.bonus for one in said])
@@ -103,12 +105,14 @@ def doubted(index: Index, truth) -> dict[str, list[float]]:  # type: ignore[no-u
     request, rng = DescribeRequest(k=1), np.random.default_rng(1)
     found = {}
     print("\nmarked as disagreeing, per cent                       right labels    shuffled")
-    for model in index.snapshot().models:
+    snapshot = index.snapshot()
+    for place, model in enumerate(snapshot.models):
         known = truth.models.get(model.repo, {})
         archived = index.responses.read(model.repo, model.revision)
         if not known or archived is None:
             continue
-        labels = tuple(known[i].label if i in known else None for i in range(model.outputs))
+        output = snapshot.output[snapshot.starts[place] : snapshot.starts[place + 1]].tolist()
+        labels = tuple(known[i].label if i in known else None for i in output)
         wrong = tuple(labels[i] for i in rng.permutation(len(labels)))
         responses = archived.astype(np.float32).T
         shares = []

@@ -22,7 +22,7 @@ Method = Literal["whitened", "dual", "weighted", "probelog"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 LAMBDA = 1.0
-"""Weight of the global evidence beside the local in ``dual``."""
+"""Weight of the global evidence beside the local in ``dual`` and ``whitened``."""
 
 PEAKEDNESS_WEIGHT = 0.4
 PEAKEDNESS_USUAL = 5.0
@@ -144,7 +144,7 @@ def margins(
     local = (calibration.h - d) / calibration.s
     if method == "whitened":
         white = (correlations(anchor, concepts, True) - calibration.g_white) / calibration.q_white
-        return local + white + calibration.prior
+        return local + np.float32(LAMBDA) * white + calibration.prior
     return local + np.float32(LAMBDA) * (correlations(anchor, concepts) - calibration.g) / calibration.q
 
 

@@ -16,7 +16,7 @@ class Calibration:
 
     Attributes:
         h_uniform: Hubness with w = 1 (method ``probelog``): mean of the k smallest background distances.
-        h: Hubness with cubic weights (methods ``weighted`` and ``dual``).
+        h: Hubness with cubic weights (all other methods).
         s: Standard deviation of the background distances with cubic weights, > 0.
         g: Mean of the k largest background correlations.
         q: Standard deviation of the background correlations, > 0.

@@ -76,7 +76,7 @@ class FoundName(Record):
 
     name: str
     margin: float = Field(description="Larger is better; above 0 is closer than the background.")
-    score: float = Field(description="The margin, measured against the phrase's margins on other outputs.")
+    score: float = Field(description="The margin, measured against the phrase's margins on a sample of all outputs.")
 
 
 class OutputNames(Record):
@@ -129,7 +129,7 @@ def word_scores(margins: FloatArray, reference: FloatArray) -> FloatArray:
 
     Args:
         margins: Of V phrases on m outputs, float32 ``[V, m]``.
-        reference: Of the same phrases on s other outputs, float32 ``[V, s]``.
+        reference: Of the same phrases on a sample of s outputs, float32 ``[V, s]``.
 
     Returns:
         float32 ``[V, m]``; larger is better.
@@ -312,7 +312,7 @@ class Describer:
                 if method == "dual":
                     block += np.float32(LAMBDA) * (correlation - c.g) / c.q
                 else:
-                    block += (correlation - c.g_white) / c.q_white + c.prior
+                    block += np.float32(LAMBDA) * (correlation - c.g_white) / c.q_white + c.prior
             out[start : start + step] = block
         return out
 

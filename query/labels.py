@@ -151,7 +151,8 @@ def _phrases(label: str) -> tuple[str, ...]:
 def _cache_place(folder: Path, snapshot: Snapshot, method: Method) -> Path:
     models = [(model.repo, model.revision, model.outputs) for model in snapshot.models]
     content = json.dumps([snapshot.number, snapshot.background, method, snapshot.labels, models])
-    return folder / "labels" / hashlib.sha256(content.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(content.encode() + np.ascontiguousarray(snapshot.label).tobytes())
+    return folder / "labels" / digest.hexdigest()[:16]
 
 
 def _remembered(place: Path, snapshot: Snapshot) -> tuple[FloatArray, npt.NDArray[np.bool_]] | None:

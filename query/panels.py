@@ -18,6 +18,12 @@ from query.contact_sheet import ROW, Panel, Tile
 from query.lookup import find_model
 from query.questions import Question
 
+MOST = 200
+"""Panels of a sheet at most: 50,000 pixels of height."""
+
+OF_A_MODEL = 12
+"""Matched outputs of one model at most."""
+
 
 def panels(
     index: Index,
@@ -27,7 +33,7 @@ def panels(
     questions: Sequence[Question],
     answer: SearchAnswer,
 ) -> list[Panel]:
-    """One panel for each output of an answer, in its order.
+    """One panel for each output of an answer, in its order; at most ``OF_A_MODEL`` of a model and ``MOST`` in all.
 
     Args:
         index: Whose probes are shown.
@@ -37,7 +43,7 @@ def panels(
         questions: What was asked, one for each result.
         answer: The answer.
     """
-    made = []
+    made: list[Panel] = []
     for question, result in zip(questions, answer.results, strict=True):
         for hit in result.hits:
             if isinstance(hit, Hit):
@@ -47,8 +53,8 @@ def panels(
                     (c, matched.output, matched.label, f"for {matched.concept}: margin {matched.margin:.2f}")
                     for c, matched in enumerate(hit.outputs)
                     if matched.output is not None
-                ]
-            for c, output, label, said in found:
+                ][:OF_A_MODEL]
+            for c, output, label, said in found[: MOST - len(made)]:
                 row = _row_of(snapshot, hit.model, output)
                 name, tiles = _tiles(index, snapshot, background, method, question.concepts.take(c), row)
                 title = f"{hit.rank}. {hit.model} #{output} {label or ''}".rstrip()

@@ -115,11 +115,13 @@ def read_images(arguments: Sequence[str]) -> tuple[Path, ...]:
     """
     paths: list[Path] = []
     for argument in arguments:
+        if not argument.strip():
+            raise InputError("--images: the path is empty; is a variable unset?")
         try:
             path = Path(argument).expanduser()
             found = find_images(path) if path.is_dir() else [path]
         except (OSError, ProbeError, RuntimeError) as error:  # the last: the home of a user who is not there
-            raise InputError(f"--images {argument}: the folder cannot be read ({error})") from error
+            raise InputError(f"--images {argument}: the path cannot be read ({error})") from error
         if not found:
             raise InputError(f"--images {argument}: no image is in this folder ({', '.join(sorted(SUFFIXES))})")
         if not found[0].exists():

@@ -12,6 +12,7 @@ from engine.calibration import Background
 from engine.coverage import top_models
 from engine.descriptors import ConceptDescriptors
 from engine.distance import Method, check_method
+from engine.errors import InputError
 from engine.index import Index, Texts
 from engine.scan import Kernel, exact_margins, top_k
 from engine.snapshot import Snapshot
@@ -62,7 +63,12 @@ class Searcher:
             InputError: The request makes no sense, an image cannot be read, or ``like`` names nothing in the index.
         """
         request.check()
-        check_method(request.method or self._index.manifest.method)
+        method = check_method(request.method or self._index.manifest.method)
+        if request.evidence == "both" and method not in {"whitened", "dual"}:
+            raise InputError(
+                f"--evidence both adds up margins of one scale, those of {method} have another: "
+                "use --method whitened or dual"
+            )
         return self._questions.make(request)
 
     def search(self, request: SearchRequest) -> SearchAnswer:

@@ -8,10 +8,48 @@ from typing import TYPE_CHECKING
 
 import click
 
-from query.cli.output import bars, data, data_json, format_option, index_option, note, seconds, table
+from query.cli.output import Function, bars, data, data_json, format_option, index_option, note, seconds, table
 
 if TYPE_CHECKING:
     from indexers.adding import Outcome
+
+
+def probing_options(function: Function) -> Function:
+    """Adds the options of every command that fetches and runs models."""
+    options = (
+        click.option(
+            "--max-size", default="4GB", show_default=True, help="Larger repositories are refused before download."
+        ),
+        click.option("--allow-pickle", is_flag=True, help="Also open .bin and .pt weights, restricted to tensors."),
+        click.option(
+            "--probes",
+            "probe_folder",
+            type=click.Path(),
+            help="Where the probe images are now, if they were moved.",
+        ),
+        click.option(
+            "--cache",
+            type=click.Path(),
+            envvar="HUBHOUND_CACHE",
+            help="Where preprocessed probes are kept.  [env: HUBHOUND_CACHE; by default the user's cache folder]",
+        ),
+        click.option(
+            "--cache-size",
+            default="20GB",
+            show_default=True,
+            help="Preprocessed probes used longest ago go beyond this.",
+        ),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            envvar="HUBHOUND_DEVICE",
+            help="auto, cpu, cuda, cuda:1, mps.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 @click.command(
@@ -25,26 +63,7 @@ Examples:
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @index_option
-@click.option("--max-size", default="4GB", show_default=True, help="Larger repositories are refused before download.")
-@click.option("--allow-pickle", is_flag=True, help="Also open .bin and .pt weights, restricted to tensors.")
-@click.option(
-    "--probes",
-    "probe_folder",
-    type=click.Path(),
-    help="Where the probe images are now, if they were moved.",
-)
-@click.option(
-    "--cache",
-    type=click.Path(),
-    envvar="HUBHOUND_CACHE",
-    help="Where preprocessed probes are kept.  [env: HUBHOUND_CACHE; by default the user's cache folder]",
-)
-@click.option(
-    "--cache-size", default="20GB", show_default=True, help="Preprocessed probes used longest ago go beyond this."
-)
-@click.option(
-    "--device", default="auto", show_default=True, envvar="HUBHOUND_DEVICE", help="auto, cpu, cuda, cuda:1, mps."
-)
+@probing_options
 @format_option
 def add(
     models: tuple[str, ...],
@@ -76,7 +95,7 @@ def add(
         from indexers.prober import Prober
 
         probes = writer.index.probes(Path(probe_folder) if probe_folder else None)
-        prober = Prober(probes, PixelCache(_cache_folder(cache) / "pixels", limit), pick_device(device))
+        prober = Prober(probes, PixelCache(cache_folder(cache) / "pixels", limit), pick_device(device))
         try:
             with bars() as bar:
                 overall = bar("models", "")
@@ -98,7 +117,8 @@ def add(
     _report(outcomes, form)
 
 
-def _cache_folder(given: str | None) -> Path:
+def cache_folder(given: str | None) -> Path:
+    """Where preprocessed probes are kept."""
     from platformdirs import user_cache_path
 
     return Path(given).expanduser() if given else user_cache_path("hubhound")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.errors import IndexUnusableError, InputError, ModelFailedError, Reason
-from query.cli.add import parse_size
-from query.cli.output import bars, data, data_json, format_option, index_option, note, table
+from query.cli.add import cache_folder, parse_size, probing_options
+from query.cli.output import bars, data, data_json, format_option, index_option, method_option, note, table
 
 if TYPE_CHECKING:
     from engine.index import Index
@@ -48,29 +48,8 @@ Examples:
 )
 @click.option("--output", "outputs", type=click.IntRange(min=0), multiple=True, help="Only this output; repeatable.")
 @click.option("--only-disagreements", is_flag=True, help="Only outputs whose label and names disagree clearly.")
-@click.option(
-    "--method",
-    type=click.Choice(["whitened", "dual", "weighted", "probelog"]),
-    envvar="HUBHOUND_METHOD",
-    help="How evidence becomes a margin; by default the index's.",
-)
-@click.option("--max-size", default="4GB", show_default=True, help="Larger repositories are refused before download.")
-@click.option("--allow-pickle", is_flag=True, help="Also open .bin and .pt weights, restricted to tensors.")
-@click.option(
-    "--probes",
-    "probe_folder",
-    type=click.Path(),
-    help="Where the probe images are now, if they were moved.",
-)
-@click.option(
-    "--cache",
-    type=click.Path(),
-    envvar="HUBHOUND_CACHE",
-    help="Where preprocessed probes are kept.  [env: HUBHOUND_CACHE; by default the user's cache folder]",
-)
-@click.option(
-    "--device", default="auto", show_default=True, envvar="HUBHOUND_DEVICE", help="auto, cpu, cuda, cuda:1, mps."
-)
+@method_option
+@probing_options
 @format_option
 def describe(
     model: str,
@@ -84,6 +63,7 @@ def describe(
     allow_pickle: bool,
     probe_folder: str | None,
     cache: str | None,
+    cache_size: str,
     device: str,
     form: str,
 ) -> None:
@@ -101,7 +81,7 @@ def describe(
         raise IndexUnusableError(f"the index {index_path} is not a folder: this version reads embedded indexes")
     index = Index(Path(index_path).expanduser())
     request = DescribeRequest(k, method, outputs or None)
-    size = parse_size(max_size)
+    size, limit = parse_size(max_size), parse_size(cache_size)
     vocabulary = read_vocabulary(Path(vocabulary_path)) if vocabulary_path else None
     with bars() as bar:
         describer = Describer(index, vocabulary, progress=bar("embedding the vocabulary", "phrases"))
@@ -111,7 +91,7 @@ def describe(
         else:
             from indexers.adding import AddOptions
 
-            prober = _prober(index, probe_folder, cache, device)
+            prober = _prober(index, probe_folder, cache, limit, device)
             running = bar("", "images")
             options = AddOptions(size, allow_pickle)
             run = _run(found, describer, prober, options, lambda what, done, total: running(done, total, what))
@@ -181,16 +161,13 @@ def _hint(model: str, describer: Describer) -> str:
     return f"; or did you mean {' or '.join(near)}, in the index?" if near else ""
 
 
-def _prober(index: Index, probe_folder: str | None, cache: str | None, device: str) -> Prober:
-    from platformdirs import user_cache_path
-
+def _prober(index: Index, probe_folder: str | None, cache: str | None, limit: int, device: str) -> Prober:
     from engine.throughput import pick_device
     from indexers.pixels import PixelCache
     from indexers.prober import Prober
 
     probes = index.probes(Path(probe_folder) if probe_folder else None)
-    folder = Path(cache).expanduser() if cache else user_cache_path("hubhound")
-    return Prober(probes, PixelCache(folder / "pixels"), pick_device(device))
+    return Prober(probes, PixelCache(cache_folder(cache) / "pixels", limit), pick_device(device))
 
 
 def _write(answer: DescribeAnswer, only_disagreements: bool, form: str) -> None:
@@ -216,9 +193,11 @@ def _write(answer: DescribeAnswer, only_disagreements: bool, form: str) -> None:
             for output in shown.outputs
         ]
         table(f"{answer.model}@{answer.revision}", [("output", "right"), "label", "", "names and scores"], rows)
+    count = len(answer.outputs)
+    doubt = f"{MARK} {wrong:,} of {labelled:,} labels disagree clearly with what the output does"
     note(
-        f"{len(answer.outputs):,} outputs, {answer.vocabulary:,} phrases, {answer.seconds:,.1f} s; "
-        f"{MARK} {wrong:,} of {labelled:,} labels disagree clearly with what the output does"
+        f"{count:,} output{'' if count == 1 else 's'}, {answer.vocabulary:,} phrases, {answer.seconds:,.1f} s; "
+        + (doubt if labelled else "no label to compare with")
     )
     if labelled >= 10 and wrong > MANY * labelled:
         note(

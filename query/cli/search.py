@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.errors import IndexUnusableError
-from query.answers import Result, SearchAnswer
+from query.answers import Hit, Result, SearchAnswer
 from query.cli.output import bars, data, data_json, format_option, index_option, method_option, note, table
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ Examples:
     "--ceiling",
     type=click.FloatRange(min=0, min_open=True),
     help="With --level model: a margin above this counts a hundredth, so that models that cover the whole list evenly "
-    "come first; 4 found more on a large hub. By default margins count in full.",
+    "come first; with the method whitened, 4 found more on a large hub. By default margins count in full.",
 )
 @click.option(
     "--where",
@@ -138,7 +138,7 @@ def search(
     if sheet:
         from query.contact_sheet import check_sheet_path
 
-        check_sheet_path(Path(sheet))
+        check_sheet_path(Path(sheet).expanduser())
     index = Index(_folder(index_path))
     with bars() as bar:
         searcher = Searcher(index, progress=bar("embedding labels", "labels") if evidence != "probes" else None)
@@ -152,20 +152,27 @@ def search(
         used = check_method(method or index.manifest.method)
         drawn = panels(index, searcher.snapshot, searcher.background, used, questions, answer)
         asked = ", ".join(name for question in questions for name in question.names[:SHOWN])
-        write_contact_sheet(Path(sheet), drawn, like or asked)
-        note(f"{sheet}: {len(drawn)} outputs with their strongest probes")
-    _write(answer, explain, form)
+        write_contact_sheet(Path(sheet).expanduser(), drawn, like or asked)
+        found = sum(
+            1 if isinstance(hit, Hit) else sum(matched.output is not None for matched in hit.outputs)
+            for result in answer.results
+            for hit in result.hits
+        )
+        whole = "" if len(drawn) == found else f" of {found:,}"
+        note(f"{sheet}: {len(drawn)}{whole} output{'' if found == 1 else 's'} with their strongest probes")
+    _write(answer, request, form)
     if form == "table":
         _summary(answer, request, index_path)
 
 
-def _write(answer: SearchAnswer, explain: bool, form: str) -> None:
+def _write(answer: SearchAnswer, request: SearchRequest, form: str) -> None:
     if form == "json":
         data_json(answer.to_json())
         return
     for result in answer.results:
         if form == "table":
-            _show_models(result, explain) if result.models else _show(result, explain)
+            show = _show_models if request.level == "model" else _show
+            show(result, request.explain)
             continue
         for found in result.models:
             data(found.model)
@@ -201,6 +208,7 @@ def _show(result: Result, explain: bool) -> None:
             f"{hit.percentile:.1f}%",
         ]
         if witnessed:
+            row.append("-" if hit.label_margin is None else f"{hit.label_margin:.2f}")
             row.append(", ".join(hit.witnesses or ()) or "-")
         if explain:
             row.append([f"{p.file}  {p.response:+.1f} / {p.concept:+.1f}" for p in hit.probes or ()])
@@ -214,7 +222,7 @@ def _show(result: Result, explain: bool) -> None:
         ("percentile", "right"),
     ]
     if witnessed:
-        columns.append("witnesses")
+        columns += [("label's margin", "right"), "witnesses"]
     if explain:
         columns.append("probes: response / concept")
     table(_title(result), columns, rows)

@@ -120,3 +120,20 @@ def test_no_hits_make_no_panels_but_a_picture(index: Index, tmp_path: Path) -> N
     write_contact_sheet(tmp_path / "empty.png", made, "nothing")
     with Image.open(tmp_path / "empty.png") as picture:
         assert picture.width > 100
+
+
+def test_a_sheet_stays_small_however_much_was_found(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    searcher = Searcher(index, encode)
+    request = SearchRequest(like="zoo/both", level="model", k=2)
+    questions = searcher.ask(request)
+    answer = searcher.answer(request, questions)
+
+    def count() -> int:
+        return len(panels(index, searcher.snapshot, searcher.background, "whitened", questions, answer))
+
+    found = sum(matched.output is not None for hit in answer.results[0].models for matched in hit.outputs)
+    assert count() == found > 4
+    monkeypatch.setattr("query.panels.OF_A_MODEL", 2)
+    assert count() == 4
+    monkeypatch.setattr("query.panels.MOST", 3)
+    assert count() == 3
