@@ -129,7 +129,7 @@ class Index:
         except OSError as error:
             raise ProbeError(
                 f"the index's probe images are no longer in {where} ({error.filename}): "
-                "put them back, or say where they are with --probes",
+                "put them back, or say where they are with --probes (of index add, index rebuild and describe)",
                 where,
             ) from error
         self.manifest.check_probes(probes_fingerprint(probe.sha256 for probe in now), str(where))

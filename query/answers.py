@@ -78,6 +78,7 @@ class ModelHit(Record):
     model: str
     revision: str
     margin: float = Field(description="Mean over the concepts; one without an output counts 0.")
+    score: float | None = Field(default=None, description="What it is ranked by, where a ceiling was asked for.")
     covered: int = Field(description="Concepts whose margin is above 0.")
     outputs: tuple[Matched, ...]
 

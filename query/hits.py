@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from engine.calibration import Background, percentiles
 from engine.coverage import ModelMatch
+from engine.coverage_margins import damped
 from engine.descriptors import ConceptDescriptors, FloatArray
 from engine.distance import Method, weights
 from engine.index import Index
@@ -80,11 +81,11 @@ class HitMaker:
             )
         return hits
 
-    def models(self, matches: list[ModelMatch], question: Question) -> list[ModelHit]:
+    def models(self, matches: list[ModelMatch], question: Question, ceiling: float | None = None) -> list[ModelHit]:
         """Models that cover a list of concepts, in the order given."""
-        return [self._model(rank, match, question) for rank, match in enumerate(matches, 1)]
+        return [self._model(rank, match, question, ceiling) for rank, match in enumerate(matches, 1)]
 
-    def _model(self, rank: int, match: ModelMatch, question: Question) -> ModelHit:
+    def _model(self, rank: int, match: ModelMatch, question: Question, ceiling: float | None) -> ModelHit:
         model = self._snapshot.models[match.model]
         outputs = []
         for c, (row, margin) in enumerate(zip(match.rows.tolist(), match.margins.tolist(), strict=True)):
@@ -104,6 +105,9 @@ class HitMaker:
                     **optional,
                 )
             )
+        ranked: dict[str, object] = {}
+        if ceiling is not None:
+            ranked["score"] = short(np.nansum(damped(match.margins, ceiling)) / len(match.margins))
         return ModelHit(
             rank=rank,
             model=model.repo,
@@ -111,6 +115,7 @@ class HitMaker:
             margin=short(match.margin),
             covered=int((match.margins > 0).sum()),
             outputs=tuple(outputs),
+            **ranked,
         )
 
     def _probes(self, idx: npt.NDArray[np.uint16], z: FloatArray, concept: FloatArray) -> tuple[ProbeEvidence, ...]:

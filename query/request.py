@@ -75,7 +75,8 @@ class SearchRequest:
         if self.level == "output" and self.require:
             raise InputError(f"--require {self.require} is about a list that one model covers: add --level model")
         if self.ceiling is not None and (self.level == "output" or not self.ceiling > 0):
-            raise InputError(f"--ceiling {self.ceiling:g} must be above 0 and is for lists: add --level model")
+            what = "is for lists: add --level model" if self.level == "output" else "must be above 0"
+            raise InputError(f"--ceiling {self.ceiling:g} {what}")
         if self.level == "model":
             seen: set[str] = set()
             for text in map(clean_concept, self.concepts):

@@ -135,7 +135,7 @@ class Searcher:
             mask=self._others(mask, question.without),
             kernel=self._kernel,
         )
-        return Result(query=question.query, hits=tuple(maker.models(matches, question)))
+        return Result(query=question.query, hits=tuple(maker.models(matches, question, request.ceiling)))
 
     def _witnessed(
         self, question: Question, request: SearchRequest, method: Method, mask: Mask | None, maker: HitMaker

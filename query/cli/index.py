@@ -52,8 +52,19 @@ def _templates(path: str | None) -> tuple[str, ...]:
     return templates
 
 
+FEW = 100
+"""With fewer background phrases margins are rough."""
+
+
 def _background(path: str | None, count: int, seed: int) -> tuple[tuple[str, ...], str]:
     """Phrases, and where they come from."""
+    names, source = _phrases(path, count, seed)
+    if len(names) < FEW:
+        note(f"a background of {len(names)} phrases is small: margins will be rough, some hundreds are better")
+    return names, source
+
+
+def _phrases(path: str | None, count: int, seed: int) -> tuple[tuple[str, ...], str]:
     from engine.calibration import draw_background
     from engine.textfiles import read_lines
 

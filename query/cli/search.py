@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engine.errors import IndexUnusableError
+from engine.errors import IndexUnusableError, InputError
 from query.answers import Hit, Result, SearchAnswer
 from query.cli.output import bars, data, data_json, format_option, index_option, method_option, note, table
 
@@ -42,7 +42,11 @@ Examples:
     help="An example image of the concept, or a folder of them; repeatable. With a CONCEPT: the mean of both.",
 )
 @click.option(
-    "--like", metavar="MODEL[#OUTPUT]", help="Find what other models have that does the same, org/name#17 or org/name."
+    "--like",
+    "likes",
+    multiple=True,
+    metavar="MODEL[#OUTPUT]",
+    help="Find what other models have that does the same, org/name#17 or org/name.",
 )
 @click.option(
     "--level",
@@ -84,7 +88,8 @@ Examples:
     "sheet",
     type=click.Path(),
     metavar="FILE.png",
-    help="Draw a contact sheet: the strongest probes of each hit, the concept beside the background's nearest.",
+    help="Draw a contact sheet (.png, .jpg, .webp): the strongest probes of each hit, the concept beside the "
+    "background's nearest.",
 )
 @format_option
 def search(
@@ -92,7 +97,7 @@ def search(
     index_path: str,
     k: int,
     images: tuple[str, ...],
-    like: str | None,
+    likes: tuple[str, ...],
     level: str,
     require: str | None,
     ceiling: float | None,
@@ -116,11 +121,17 @@ def search(
     from query.request import SearchRequest, read_concepts, read_images
     from query.search import Searcher
 
-    if not (concepts or images or like):
+    if not (concepts or images or likes):
         raise click.UsageError("there is nothing to search for: write a CONCEPT, or use --images or --like")
     if images:  # a shell makes several arguments of photos/*.jpg, and only the first belongs to the option
         more = tuple(text for text in concepts if Path(text).suffix.lower() in SUFFIXES and Path(text).is_file())
         images, concepts = images + more, tuple(text for text in concepts if text not in more)
+    for text in concepts:
+        if Path(text).suffix.lower() in SUFFIXES and Path(text).is_file():
+            raise InputError(f"{text} is an image file: use --images {text} to search by example")
+    if len(likes) > 1:
+        raise click.UsageError("--like is one question: ask for one output or model at a time")
+    like = likes[0] if likes else None
     request = SearchRequest(
         concepts=read_concepts(concepts),
         k=k,
@@ -142,6 +153,7 @@ def search(
     index = Index(_folder(index_path))
     with bars() as bar:
         searcher = Searcher(index, progress=bar("embedding labels", "labels") if evidence != "probes" else None)
+        bar("reading the question", "")  # the encoder may have to be loaded, which takes seconds
         questions = searcher.ask(request)
         answer = searcher.answer(request, questions)
     if sheet:
@@ -152,7 +164,7 @@ def search(
         used = check_method(method or index.manifest.method)
         drawn = panels(index, searcher.snapshot, searcher.background, used, questions, answer)
         asked = ", ".join(name for question in questions for name in question.names[:SHOWN])
-        write_contact_sheet(Path(sheet).expanduser(), drawn, like or asked)
+        write_contact_sheet(Path(sheet).expanduser(), drawn, f"like {like}" if like else asked)
         found = sum(
             1 if isinstance(hit, Hit) else sum(matched.output is not None for matched in hit.outputs)
             for result in answer.results
@@ -160,6 +172,9 @@ def search(
         )
         whole = "" if len(drawn) == found else f" of {found:,}"
         note(f"{sheet}: {len(drawn)}{whole} output{'' if found == 1 else 's'} with their strongest probes")
+        gone = {tile.image for panel in drawn for tile in panel.tiles if not tile.image.is_file()}
+        if gone:
+            note(f"{len(gone)} of the probe images are no longer in {index.probe_folder}: put them back to see them")
     _write(answer, request, form)
     if form == "table":
         _summary(answer, request, index_path)
@@ -230,6 +245,7 @@ def _show(result: Result, explain: bool) -> None:
 
 def _show_models(result: Result, explain: bool) -> None:
     rows: list[list[str | list[str]]] = []
+    ranked = any(hit.score is not None for hit in result.models)
     for hit in result.models:
         matched = []
         for m in hit.outputs[:SHOWN]:
@@ -239,11 +255,14 @@ def _show_models(result: Result, explain: bool) -> None:
                 matched += [f"    {p.file}  {p.response:+.1f} / {p.concept:+.1f}" for p in m.probes or ()]
         if len(hit.outputs) > SHOWN:
             matched.append(f"and {len(hit.outputs) - SHOWN} more (--format json has them)")
-        rows.append([str(hit.rank), hit.model, f"{hit.margin:.2f}", f"{hit.covered}/{len(hit.outputs)}", matched])
+        counts = [] if hit.score is None else [f"{hit.score:.2f}"]
+        covered = f"{hit.covered}/{len(hit.outputs)}"
+        rows.append([str(hit.rank), hit.model, f"{hit.margin:.2f}", *counts, covered, matched])
     columns: list[str | tuple[str, str]] = [
         ("", "right"),
         "model",
         ("margin", "right"),
+        *([("counts", "right")] if ranked else []),
         ("covered", "right"),
         "concept: output, label, margin",
     ]

@@ -235,7 +235,7 @@ def test_evidence_is_drawn(
     arguments, panels, heading = {
         "texts": (["cat", "lamp", "-k", 2], 4, "cat, lamp"),
         "list": (["cat", "lamp", "--level", "model", "-k", 1], 2, "cat, lamp"),
-        "like": (["--like", "org/animals#0", "-k", 3], 3, "org/animals#0"),
+        "like": (["--like", "org/animals#0", "-k", 3], 3, "like org/animals#0"),
         "images": (["--images", photos, "-k", 2, "--evidence", "both"], 2, "4 images"),
         "none": ([*many, "--level", "model"], 0, ", ".join(many[:12])),
     }[kind]
@@ -374,3 +374,28 @@ def test_nothing_to_search_for_and_unknown_choices_are_wrong_usage(
     ):
         search(zoo, *arguments, status=2)
         assert "Error" in capsys.readouterr().err
+
+
+def test_a_photograph_among_the_concepts_is_refused(
+    zoo: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, zoo, "cat", photos / "0.png")
+    assert f"{photos / '0.png'} is an image file: use --images" in line
+
+
+def test_like_is_one_question(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search(zoo, "--like", "org/animals#0", "--like", "org/animals#1", status=2)
+    assert "one output or model at a time" in capsys.readouterr().err
+
+
+def test_a_ceiling_says_what_counts(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (result,) = answer(capsys, zoo, "cat", "dog", "--level", "model", "--ceiling", 2)["results"]
+    for hit in result["hits"]:
+        counted = [min(m["margin"], 2) + 0.01 * max(m["margin"] - 2, 0) for m in hit["outputs"]]
+        assert hit["score"] == pytest.approx(sum(counted) / 2, abs=1e-5)
+    scores = [hit["score"] for hit in result["hits"]]
+    assert scores == sorted(scores, reverse=True)
+    search(zoo, "cat", "dog", "--level", "model", "--ceiling", 2)
+    assert "counts" in capsys.readouterr().out
+    (plain,) = answer(capsys, zoo, "cat", "dog", "--level", "model")["results"]
+    assert "score" not in plain["hits"][0]
