@@ -64,6 +64,7 @@ class ConceptEncoder:
         Raises:
             EncoderError: The specification is malformed, or the encoder is missing, broken or cannot be fetched.
         """
+        spec = absolute_spec(spec)
         kind, _, name = spec.partition(":")
         if kind != "open_clip" or not name:
             raise EncoderError(
@@ -159,6 +160,14 @@ class ConceptEncoder:
             ids = inner(text, add_special_tokens=False)["input_ids"]
             if all(token == unknown for token in ids):
                 raise ConceptError(f"the encoder's vocabulary knows no part of {text!r}: use words instead", text)
+
+
+def absolute_spec(spec: str) -> str:
+    """The same encoder from whatever folder a command is run: the folder of ``local-dir:`` as an absolute path."""
+    prefix = "open_clip:local-dir:"
+    if not spec.startswith(prefix) or spec == prefix:
+        return spec
+    return prefix + str(Path(spec.removeprefix(prefix)).expanduser().resolve())
 
 
 class _EndedError(Exception):

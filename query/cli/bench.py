@@ -12,8 +12,9 @@ from query.cli.output import Advance, bars, data, data_json, note, table
 if TYPE_CHECKING:
     from engine.index import Index
     from query.evaluate.embedding import LazyEncoder, TextEmbedder
+    from query.evaluate.labelled import ImageLabels
     from query.evaluate.report import Report
-    from query.evaluate.retrieval import LabelledImages, Settings
+    from query.evaluate.retrieval import Settings
     from query.evaluate.truth import Truth
     from query.evaluate.zoo import Query, Zoo
 
@@ -55,7 +56,7 @@ class Bench:
         self.encoder: LazyEncoder = LazyEncoder(self.index, given["device"])
         self.templates = parse_templates(given["templates"], self.index)
         self.truth: Truth = parent.truth if parent else read_truth(Path(given["truth_path"]).expanduser())
-        self.images: LabelledImages | None = None
+        self.images: ImageLabels | None = None
         self._stack = ExitStack()
         self._bars: Callable[[str, str], Advance] | None = parent._bars if parent else None
 
@@ -68,7 +69,7 @@ class Bench:
 
     def beside(self, path: str) -> Bench:
         """The same measurement on another index."""
-        return Bench({**self._given, "index_path": path, "images_path": None}, self)
+        return Bench({**self._given, "index_path": path}, self)
 
     def bar(self, description: str, unit: str) -> Advance:
         """A new progress bar."""
@@ -91,20 +92,31 @@ class Bench:
             tasks=tasks,
         )
 
-    def load(self) -> tuple[Zoo, tuple[Query, ...]]:
-        """Responses and truth, and the queries that they can answer."""
-        from query.evaluate.labelled import check_classes, read_images, seen_classes
+    def load(self, *, embed_images: bool = False) -> tuple[Zoo, tuple[Query, ...]]:
+        """Responses and truth, and the queries that they can answer.
+
+        Args:
+            embed_images: Whether labelled images that are no probes are to be queries; without, they only say which
+                classes have a probe, and no encoder is loaded.
+        """
+        from query.evaluate.labelled import check_classes, read_images, read_labels, seen_classes
         from query.evaluate.queries import derive_queries, group_by_seen, read_queries
         from query.evaluate.truth import read_zoo
 
-        zoo = read_zoo(self.index, self.truth, self.bar("reading responses", "models"))
         path = self._given["queries_path"]
         queries = read_queries(Path(path).expanduser()) if path else derive_queries(self.truth)
+        zoo = read_zoo(self.index, self.truth, self.bar("reading responses", "models"))
+        unnamed = len(self.index.snapshot().models) - len(zoo.models)
+        if unnamed:
+            note(f"{unnamed} of {unnamed + len(zoo.models)} models are left out: the truth does not name them")
         queries = self.answerable(queries, {self.name: zoo})
         if self._given["images_path"]:
-            advance = self.bar("embedding images", "images")
             images = Path(self._given["images_path"]).expanduser()
-            self.images = read_images(images, self.index, lambda files: self.encoder.images(files, advance))
+            if embed_images:
+                advance = self.bar("embedding images", "images")
+                self.images = read_images(images, self.index, lambda files: self.encoder.images(files, advance))
+            else:
+                self.images = read_labels(images, self.index)
             check_classes(self.images, zoo, images)
             queries = group_by_seen(queries, seen_classes(self.images))
         return zoo, queries
@@ -143,12 +155,17 @@ class Bench:
         return tuple(dict.fromkeys([*(f"{method}{suffix}" for method in METHODS), "probelog"]))
 
     def default_values(self, parameter: str) -> tuple[str, ...]:
-        """What a sweep goes through if nothing is said."""
-        n = self.index.manifest.probes.count
+        """What a sweep goes through if nothing is said: of the usual values those that the other options allow."""
+        given, manifest = self._given, self.index.manifest
+        n = given["probes"] or manifest.probes.count
         if parameter == "probes":
-            return tuple(str(count) for count in (n // 8, n // 4, n // 2, n) if count >= self.index.manifest.top_r)
-        found = _DEFAULTS.get(parameter, ())
-        return tuple(value for value in found if parameter != "r" or int(value) <= n)
+            least, count = given["top_r"] or manifest.top_r, manifest.probes.count
+            parts = (count // 8, count // 4, count // 2, count)
+            # Without any the largest is left, whose error says what does not fit.
+            return tuple(str(part) for part in parts if max(2, least) <= part <= n) or (str(n),)
+        values = _DEFAULTS.get(parameter, ())
+        most = {"r": n, "k": given["background"] - 1}.get(parameter)
+        return values if most is None else tuple(value for value in values if int(value) <= most) or (str(most),)
 
     def finish(self, report: Report) -> None:
         """Writes what was found everywhere it was asked for."""

@@ -12,14 +12,14 @@ from query.cli.bench import Bench
 from query.cli.output import format_option, index_option, note, progress
 
 if TYPE_CHECKING:
-    from query.evaluate.embedding import TextEmbedder
-    from query.evaluate.zoo import Query, Zoo
-
-    Case = tuple[str, Zoo, TextEmbedder]
+    from query.evaluate.retrieval import Settings
+    from query.evaluate.sweeps import Case
+    from query.evaluate.zoo import Query
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _TASKS = ("output", "model", "naming", "lists", "images")
+_DIGITS = 9  # of a value: Python reads no number of thousands of digits
 _PARAMETERS = ("r", "probes", "background", "k", "templates", "probe-source")
 
 
@@ -74,7 +74,8 @@ def _shared(function: Function) -> Function:
             callback=_listed,
             metavar="A,B,...",
             help="What is compared: by default everything, in a sweep the methods of the index and probelog. "
-            "A name that is unknown is answered with all of them.",
+            "whitened, dual, weighted, probelog, the same with +divisive, truncated, all-probes, "
+            "all-probes-uncalibrated, cosine, wpmi, soft-wpmi, soft-wpmi-100, top-text, top-bottom.",
         ),
         click.option("-r", "top_r", type=click.IntRange(min=1), help="Kept probes; by default the index's."),
         click.option(
@@ -149,7 +150,7 @@ def retrieval(tasks: tuple[str, ...] | None, lists: int, **given: Any) -> None:
     with Bench(given) as bench:
         settings = bench.settings(tasks, lists, given["methods"] or tuple(METHODS))
         measuring.check_settings(settings, bench.index.manifest.probes.count)
-        zoo, queries = bench.load()
+        zoo, queries = bench.load(embed_images="images" in tasks)
         advance = bench.bar("measuring", "")
         report = measuring.evaluate(
             zoo, queries, bench.embed(), settings, images=bench.images, pool=bench.pool(queries), progress=advance
@@ -198,9 +199,9 @@ def sweep(parameter: str, values: tuple[str, ...], also: tuple[str, ...], **give
         settings = bench.settings(("output",), 1, given["methods"] or bench.own_methods())
         split = split or bench.default_values(parameter)
         if parameter in {"probe-source", "templates"}:
-            cases, queries = _sources(bench, also) if also else _prompts(bench, split)
+            cases, queries = _sources(bench, also, settings) if also else _prompts(bench, split, settings)
             report = sweeps.sweep_over(
-                [(label, zoo, embed, settings) for label, zoo, embed in cases],
+                cases,
                 queries,
                 parameter,
                 "",
@@ -219,6 +220,7 @@ def sweep(parameter: str, values: tuple[str, ...], also: tuple[str, ...], **give
                 settings,
                 pool=bench.pool(queries),
                 progress=bench.bar("measuring", ""),
+                images=bench.images,
             )
     bench.finish(report)
 
@@ -281,20 +283,25 @@ def make_hub(
     with progress("deriving", "models") as advance:
         made = make_hub(Path(source).expanduser(), truth, target, settings, advance)
     note(f"{target}: {made.models:,} models, {made.outputs:,} outputs, {made.known:,} of known class")
+    if made.skipped:
+        note(f"{made.skipped:,} models left out: none of their outputs is usable")
     note(f"next: hubhound eval retrieval --index {target} --truth {target / TRUTH_FILE}")
 
 
-def _prompts(bench: Bench, values: Sequence[str]) -> tuple[list[Case], tuple[Query, ...]]:
+def _prompts(bench: Bench, values: Sequence[str], settings: Settings) -> tuple[list[Case], tuple[Query, ...]]:
     """One case for each choice of templates."""
     from query.evaluate.embedding import template_cases
+    from query.evaluate.sweeps import Case
 
     chosen = template_cases(values, bench.index)
     zoo, queries = bench.load()
-    return [(label, zoo, bench.embed(templates)) for label, templates in chosen], queries
+    return [Case(label, zoo, bench.embed(templates), settings, bench.images) for label, templates in chosen], queries
 
 
-def _sources(bench: Bench, also: Sequence[str]) -> tuple[list[Case], tuple[Query, ...]]:
+def _sources(bench: Bench, also: Sequence[str], settings: Settings) -> tuple[list[Case], tuple[Query, ...]]:
     """One case for each index; the queries that all of them can answer."""
+    from query.evaluate.sweeps import Case
+
     benches = [bench, *(bench.beside(path) for path in also)]
     loaded = [one.load() for one in benches]
     zoos = {one.name: zoo for one, (zoo, _) in zip(benches, loaded, strict=True)}
@@ -302,11 +309,16 @@ def _sources(bench: Bench, also: Sequence[str]) -> tuple[list[Case], tuple[Query
     sources = [one.index.manifest.probes.source for one in benches]
     # The same source with another number of probes or another seed is told apart by the index.
     labels = sources if len(set(sources)) == len(sources) else [one.name for one in benches]
-    return [(label, zoos[one.name], one.embed()) for label, one in zip(labels, benches, strict=True)], queries
+    pairs = zip(labels, benches, strict=True)
+    return [Case(label, zoos[one.name], one.embed(), settings, one.images) for label, one in pairs], queries
 
 
 def _numbers(values: Sequence[str]) -> tuple[int, ...]:
     for value in values:
+        if len(value.strip()) > _DIGITS:
+            raise click.BadParameter(
+                f"{value.strip()[:_DIGITS]}... is not a whole number of at most {_DIGITS} digits", param_hint="--values"
+            )
         if not value.strip().isdecimal() or not int(value):
             raise click.BadParameter(f"{value.strip()!r} is not a whole number from 1", param_hint="--values")
     return tuple(dict.fromkeys(int(value) for value in values))

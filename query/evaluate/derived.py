@@ -36,6 +36,9 @@ from query.evaluate.truth import Known, Truth, archived_responses, check_names, 
 TRUTH_FILE = "truth.json"
 """Where a derived index has its truth, in its folder."""
 
+MOST_NOISE = 1_000_000
+"""Largest noise: far below, nothing of a response is left; far above, responses are no longer finite."""
+
 _TABLES = 64  # source models whose outputs are kept in memory at once
 
 
@@ -48,7 +51,8 @@ class HubSettings:
         seed: Of every draw; model i depends on the seed and i alone, so a larger hub begins with the smaller one.
         min_classes: Smallest number of outputs of a model, at least 2.
         max_classes: Largest; a real model with fewer gives fewer.
-        noise: Standard deviation of the Gaussian noise on the responses, as a share of that of each output, at least 0.
+        noise: Standard deviation of the Gaussian noise on the responses, as a share of that of each output,
+            0..``MOST_NOISE``.
         probabilities: Share of the models that answer probabilities, 0..1; those derived from a model that does always
             do.
     """
@@ -67,10 +71,10 @@ class HubSettings:
             raise InputError(
                 f"{self.min_classes} to {self.max_classes} classes a model: at least 2, and not more than the largest"
             )
-        if not self.noise >= 0 or not 0 <= self.probabilities <= 1:
+        if not 0 <= self.noise <= MOST_NOISE or not 0 <= self.probabilities <= 1:
             raise InputError(
-                f"noise {self.noise} and probabilities {self.probabilities}: noise starts from 0, probabilities are "
-                "a share from 0 to 1"
+                f"noise {self.noise} and probabilities {self.probabilities}: noise lies between 0 and {MOST_NOISE:,}, "
+                "probabilities are a share from 0 to 1"
             )
 
 
@@ -107,13 +111,15 @@ class MadeHub:
 
     Attributes:
         models: How many.
-        outputs: Of all of them.
-        known: Outputs of known class.
+        outputs: Usable ones of all of them.
+        known: Those of known class.
+        skipped: Models that were left out, as none of their outputs is usable.
     """
 
     models: int
     outputs: int
     known: int
+    skipped: int
 
 
 def plan(sources: Sequence[Model], settings: HubSettings) -> tuple[Derivation, ...]:
@@ -195,7 +201,8 @@ def make_hub(
         progress: Called with (models done, models in all).
 
     Raises:
-        InputError: The target is occupied, a setting is out of range or the truth is not that of the source.
+        InputError: The target is occupied, a setting is out of range, the truth is not that of the source, or no model
+            has a usable output.
         IndexUnusableError: The source is empty or kept no responses.
         OSError: The index cannot be written.
     """
@@ -205,7 +212,7 @@ def make_hub(
     check_names(old, snapshot, truth)
     derivations = plan(snapshot.models, settings)
     known: dict[str, dict[int, Known]] = {}
-    outputs = 0
+    outputs, meant = 0, 0
     with new_folder(target) as new, EdgeStore.open(source / "store") as store:
 
         @lru_cache(maxsize=_TABLES)
@@ -225,18 +232,24 @@ def make_hub(
                 values = derived_responses(derivation, archived[rows], table.mean[rows], table.std[rows])
                 labels = tuple(table.labels[row] for row in rows)
                 made, left_out = writer.describe(derivation.repo, derivation.revision, labels, values)
-                record = _record(derivation).model_copy(update={"outputs": len(made), "left_out": left_out})
-                writer.put(record, made, values)
-                outputs += len(made)
-                about = truth.models.get(derivation.source.repo, {})
-                places = enumerate(table.output[rows].tolist())
-                known[derivation.repo] = {i: about[output] for i, output in places if output in about}
+                if len(made):
+                    record = _record(derivation).model_copy(update={"outputs": len(made), "left_out": left_out})
+                    writer.put(record, made, values)
+                    outputs += len(made)
+                    about = truth.models.get(derivation.source.repo, {})
+                    places = enumerate(table.output[rows].tolist())
+                    own = {i: about[output] for i, output in places if output in about}
+                    meant += sum(bool(own[i].classes) for i in made.output.tolist() if i in own)
+                    known[derivation.repo] = own
                 if progress:
                     progress(done + 1, len(derivations))
+            if not known:
+                raise InputError(
+                    f"no output of {len(derivations)} derived models is usable: derive with less noise, or more models"
+                )
             writer.finish()
         write_truth(new / TRUTH_FILE, known)
-    meant = sum(bool(entry.classes) for entries in known.values() for entry in entries.values())
-    return MadeHub(len(derivations), outputs, meant)
+    return MadeHub(len(known), outputs, meant, len(derivations) - len(known))
 
 
 def _record(derivation: Derivation) -> Model:

@@ -20,6 +20,8 @@ ONE_TEMPLATE = (DEFAULT_TEMPLATES[0],)
 
 _CHUNK = 256  # texts between two signs of life
 
+_DIGITS = 9  # Python reads no number of thousands of digits
+
 Advance = Callable[[int, int], None]
 
 
@@ -150,6 +152,8 @@ def template_cases(values: Sequence[str], index: Index) -> tuple[tuple[str, tupl
         if not value.isdecimal():
             cases.append((value, parse_templates([value], index)))
             continue
+        if len(value) > _DIGITS:
+            raise InputError(f"a number of {len(value)} digits: there are {len(DEFAULT_TEMPLATES)} templates")
         if not 1 <= int(value) <= len(DEFAULT_TEMPLATES):
             raise InputError(f"{value} templates: there are {len(DEFAULT_TEMPLATES)}, take 1 to that many")
         cases.append((value, DEFAULT_TEMPLATES[: int(value)]))

@@ -29,7 +29,7 @@ def read_json_input(path: Path, what: str) -> object:
         raise InputError(
             f"the {what} {path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # a ValueError: not UTF-8, or a number of 4,300 digits
         raise InputError(f"the {what} {path} cannot be read: {error}") from error
     return value
 

@@ -3,33 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.descriptors import FloatArray
 from engine.errors import InputError
 from engine.index import Index
 from engine.probes import hash_file
 from query.evaluate.inputfiles import named, read_csv
-from query.evaluate.retrieval import LabelledImages
 from query.evaluate.zoo import Zoo
 
 _CLASS_COLUMNS = ("class", "class_index")
+
+
+@dataclass(frozen=True)
+class ImageLabels:
+    """The classes of m images: enough to say which classes have a probe.
+
+    Attributes:
+        classes: m classes.
+        probe: Position of each in ``Zoo.probes``, or -1; int64 ``[m]``.
+    """
+
+    classes: tuple[str, ...]
+    probe: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LabelledImages(ImageLabels):
+    """m images whose class is known.
+
+    Attributes:
+        vectors: Normalised embeddings, float32 ``[m, d]``.
+    """
+
+    vectors: FloatArray
+
+
+def read_labels(path: Path, index: Index) -> ImageLabels:
+    """Reads which image is of which class; nothing is embedded.
+
+    Args:
+        path: CSV with the columns ``file`` (relative to the CSV itself) and ``class`` or ``class_index``.
+        index: An image with the very content of one of its probes is that probe.
+
+    Raises:
+        InputError: The file cannot be read, is empty or has a row without image or class; the message says where.
+    """
+    return _read(path, index)[1]
 
 
 def read_images(path: Path, index: Index, encode: Callable[[Sequence[Path]], FloatArray]) -> LabelledImages:
     """Reads labelled images.
 
     Args:
-        path: CSV with the columns ``file`` (relative to the CSV itself) and ``class`` or ``class_index``.
-        index: An image with the very content of one of its probes is that probe and takes its embedding.
+        path: See ``read_labels``.
+        index: A probe takes its embedding from here.
         encode: Embeds the images that are no probes, float32 ``[m, d]`` of length 1; not called without any.
 
     Raises:
-        InputError: The file cannot be read, is empty or has a row without image or class; the message says where.
+        InputError: See ``read_labels``.
         ProbeError: An image cannot be decoded.
     """
+    files, labels = _read(path, index)
+    vectors = np.asarray(index.probe_embeddings)[labels.probe]
+    others = np.nonzero(labels.probe < 0)[0]
+    if len(others):
+        vectors[others] = encode([files[i] for i in others])
+    return LabelledImages(labels.classes, labels.probe, vectors)
+
+
+def check_classes(images: ImageLabels, zoo: Zoo, path: Path) -> None:
+    """Refuses images that have nothing to do with the truth: every concept would be reported as unseen.
+
+    Args:
+        images: The images.
+        zoo: What is known about the outputs.
+        path: The images' file, for the error.
+
+    Raises:
+        InputError: No image is of a class that an output stands for.
+    """
+    if not set(images.classes) & frozenset().union(*zoo.classes):
+        raise InputError(
+            f"no image of {path} is of a class that the truth knows ({named(list(dict.fromkeys(images.classes)))}): "
+            "classes must be written as in the truth file"
+        )
+
+
+def seen_classes(images: ImageLabels, chosen: npt.NDArray[np.integer] | None = None) -> frozenset[str]:
+    """Classes with a labelled probe.
+
+    Args:
+        images: The images.
+        chosen: Positions of the probes that count; None for all.
+    """
+    there = images.probe >= 0 if chosen is None else np.isin(images.probe, chosen)
+    return frozenset(images.classes[i] for i in np.nonzero(there)[0])
+
+
+def _read(path: Path, index: Index) -> tuple[list[Path], ImageLabels]:
+    """The files of labelled images, and their labels."""
     rows = read_csv(path, "images file", ("file",))
     if not rows:
         raise InputError(f"the images file {path} is empty: write one image and its class a line")
@@ -51,32 +128,4 @@ def read_images(path: Path, index: Index, encode: Callable[[Sequence[Path]], Flo
             raise InputError(f"{where}: the image {file} cannot be read: {error.strerror or error}") from error
         files.append(file)
         classes.append(row[column].strip())
-    positions = np.asarray(probe, dtype=np.int64)
-    vectors = np.asarray(index.probe_embeddings)[positions]
-    others = np.nonzero(positions < 0)[0]
-    if len(others):
-        vectors[others] = encode([files[i] for i in others])
-    return LabelledImages(vectors, tuple(classes), positions)
-
-
-def check_classes(images: LabelledImages, zoo: Zoo, path: Path) -> None:
-    """Refuses images that have nothing to do with the truth: every concept would be reported as unseen.
-
-    Args:
-        images: The images.
-        zoo: What is known about the outputs.
-        path: The images' file, for the error.
-
-    Raises:
-        InputError: No image is of a class that an output stands for.
-    """
-    if not set(images.classes) & frozenset().union(*zoo.classes):
-        raise InputError(
-            f"no image of {path} is of a class that the truth knows ({named(list(dict.fromkeys(images.classes)))}): "
-            "classes must be written as in the truth file"
-        )
-
-
-def seen_classes(images: LabelledImages) -> frozenset[str]:
-    """Classes with a labelled probe."""
-    return frozenset(images.classes[i] for i in np.nonzero(images.probe >= 0)[0])
+    return files, ImageLabels(tuple(classes), np.asarray(probe, dtype=np.int64))

@@ -205,25 +205,3 @@ def check_name(name: str) -> str:
     if name not in METHODS:
         raise InputError(f"method {name!r} is unknown: use one of {', '.join(METHODS)}")
     return name
-
-
-def make_scorer(
-    name: str,
-    zoo: Zoo,
-    background: Background,
-    setting: Setting | None = None,
-    vocabulary: ConceptDescriptors | None = None,
-) -> Scorer:
-    """The scorer of one method; ``Workbench`` makes several at less cost.
-
-    Args:
-        name: One of ``METHODS``.
-        zoo: The outputs.
-        background: The concepts to calibrate against.
-        setting: r and k.
-        vocabulary: The concept set of WPMI; None for the concepts of each call.
-
-    Raises:
-        InputError: The name is unknown, or r or k is out of range.
-    """
-    return Workbench(zoo, background, setting or Setting(), vocabulary).scorer(name)

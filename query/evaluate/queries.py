@@ -14,6 +14,9 @@ from query.evaluate.tally import ALL
 from query.evaluate.truth import Truth
 from query.evaluate.zoo import Query, Zoo
 
+MARKS = ("seen", "unseen")
+"""The groups of queries whose class has a labelled probe, and of the others."""
+
 
 def read_queries(path: Path) -> tuple[Query, ...]:
     """Reads queries from a file.
@@ -39,6 +42,9 @@ def derive_queries(truth: Truth) -> tuple[Query, ...]:
 
     Returns:
         In the order of the classes, numbers by their value.
+
+    Raises:
+        InputError: No output of known class has a label.
     """
     alone: dict[str, Counter[str]] = {}
     shared: dict[str, Counter[str]] = {}
@@ -49,6 +55,8 @@ def derive_queries(truth: Truth) -> tuple[Query, ...]:
                 votes = alone if len(known.classes) == 1 else shared
                 votes.setdefault(cls, Counter())[text] += 1
     best = shared | alone
+    if not best:
+        raise InputError(f"the truth file {truth.path} has no label to ask with: add labels, or give --queries FILE")
     return tuple(Query(best[cls].most_common(1)[0][0], cls) for cls in sorted(best, key=_by_value))
 
 
@@ -73,23 +81,30 @@ def answerable(queries: Sequence[Query], zoos: Mapping[str, Zoo]) -> tuple[tuple
             f"no output of {' and '.join(zoos)} is of the class of any query ({named(classes)}): "
             "classes must be written as in the truth file"
         )
-    return kept, tuple(query for query in queries if query not in set(kept))
+    found = set(kept)
+    return kept, tuple(query for query in queries if query not in found)
+
+
+def grouped_by_seen(queries: Iterable[Query]) -> bool:
+    """Whether some queries are marked as seen or unseen."""
+    return any(mark in query.groups for query in queries for mark in MARKS)
 
 
 def group_by_seen(queries: Iterable[Query], seen: frozenset[str]) -> tuple[Query, ...]:
     """Adds the group ``seen`` to queries whose class has a labelled probe, ``unseen`` to the others."""
-    marks = {"seen", "unseen"}
+    seen_mark, unseen_mark = MARKS
     return tuple(
         replace(
             query,
-            groups=(*(g for g in query.groups if g not in marks), "seen" if query.cls in seen else "unseen"),
+            groups=(*(g for g in query.groups if g not in MARKS), seen_mark if query.cls in seen else unseen_mark),
         )
         for query in queries
     )
 
 
 def _by_value(cls: str) -> tuple[int, int, str]:
-    return (0, int(cls), "") if cls.isascii() and cls.isdigit() else (1, 0, cls)
+    digits = cls.lstrip("0")  # ordered by length, then as text: by value, however long
+    return (0, len(digits), digits) if cls.isascii() and cls.isdigit() else (1, 0, cls)
 
 
 def _read_json(path: Path) -> tuple[Query, ...]:

@@ -8,11 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from engine.errors import InputError
 from engine.files import write_atomic
-from query.evaluate.inputfiles import read_json_input
 from query.evaluate.results import Figure, RetrievalReport, Row, SweepReport, Table
 from query.evaluate.tally import ALL
 
@@ -107,7 +103,7 @@ def to_markdown(report: Report) -> str:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Writes a report as JSON, atomically; ``read_report`` gives the same back.
+    """Writes a report as JSON, atomically.
 
     Raises:
         OSError: It cannot be written.
@@ -124,23 +120,6 @@ def write_markdown(path: Path, report: Report) -> None:
     """
     content = to_markdown(report).encode()
     write_atomic(path, lambda file: file.write(content))
-
-
-def read_report(path: Path) -> Report:
-    """Reads a report that ``write_report`` wrote.
-
-    Raises:
-        InputError: It cannot be read or is not a report; the message says where.
-    """
-    value = read_json_input(path, "report")
-    try:
-        if isinstance(value, dict) and "parameter" in value:
-            return SweepReport.model_validate(value)
-        return RetrievalReport.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise InputError(f"{path} is not a report of hubhound eval: {where}: {first['msg']}") from error
 
 
 def groups_of(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -176,9 +155,15 @@ def _sweep_grid(report: SweepReport) -> Grid:
             first = next((row for row in own if row is not None), None)
             cells = [_figure(name, first.figures.get(name) if first else None) for name in others]
             made.append((point.value, method, *(_hits(row) for row in own), *cells))
-    counts = {group: max(row.queries for row in rows if row.group == group) for group in groups}
-    columns = (heading, "method", *(f"{group} ({counts[group]:,})" for group in groups), *others)
+    columns = (heading, "method", *(f"{group} ({_counts(rows, group)})" for group in groups), *others)
     return Grid(f"Sweep over {report.parameter}", columns, tuple(made), _note(rows, groups, others, timed=False), 2)
+
+
+def _counts(rows: Sequence[Row], group: str) -> str:
+    """How many queries a group has: with fewer probes fewer are seen."""
+    counts = [row.queries for row in rows if row.group == group]
+    least, most = min(counts), max(counts)
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _other_metrics(rows: Sequence[Row]) -> list[str]:

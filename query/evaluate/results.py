@@ -11,7 +11,7 @@ class Figure(Record):
     """One measured number."""
 
     mean: float
-    sd: float | None = Field(default=None, description="Standard deviation over the seeds; none with one seed.")
+    sd: float | None = Field(default=None, description="Standard deviation over the seeds; none with one.")
 
 
 class Row(Record):
@@ -19,7 +19,10 @@ class Row(Record):
 
     method: str
     group: str = Field(description="all, or a subset of the queries such as seen or unseen.")
-    queries: int
+    queries: int = Field(
+        description="How many; where the seeds differ (seen and unseen, with some of the probes), the mean over the "
+        "seeds that have any, rounded. The figures are means over the same seeds."
+    )
     figures: dict[str, Figure] = Field(description="By metric: hit@1, hit@5, mrr (0..1), half-coverage, ...")
     milliseconds: float | None = Field(default=None, description="Median time of one query.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -12,8 +12,10 @@ import numpy.typing as npt
 from engine.calibration import BACKGROUND_SIZE, NEAREST, Background, draw_background
 from engine.descriptors import ConceptDescriptors, FloatArray, concept_descriptors
 from engine.errors import InputError
+from query.evaluate.labelled import ImageLabels, LabelledImages, seen_classes
 from query.evaluate.methods import DIVISIVE, Setting, Workbench, check_name
 from query.evaluate.metrics import coverage
+from query.evaluate.queries import MARKS, group_by_seen, grouped_by_seen
 from query.evaluate.results import Curve, RetrievalReport
 from query.evaluate.scorers import Rows, Scorer, WpmiScorer, best_outputs, best_places, score_all, some_concepts
 from query.evaluate.tally import TIMED, Tally, groups_of
@@ -44,21 +46,6 @@ CEILING = 4.0
 """Concept lists are also ranked with this ceiling on the margins of ``whitened``."""
 
 _SHOWN = 5  # answers of a timed query
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """m images whose class is known.
-
-    Attributes:
-        vectors: Normalised embeddings, float32 ``[m, d]``.
-        classes: m classes.
-        probe: Position of each in ``Zoo.probes``, or -1; int64 ``[m]``.
-    """
-
-    vectors: FloatArray
-    classes: tuple[str, ...]
-    probe: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -140,28 +127,57 @@ def draw_from_pool(pool: Sequence[str], count: int, seed: int, without: Sequence
     return tuple(names[i] for i in np.random.default_rng(seed).choice(len(names), count, replace=False))
 
 
+def check_case(zoo: Zoo, queries: Sequence[Query], settings: Settings, pool: Sequence[str] | None = None) -> None:
+    """Refuses what cannot be evaluated; quick, as nothing is embedded. The arguments are those of ``evaluate``.
+
+    Raises:
+        InputError: See ``check_settings``; no query has a right answer; or there are too few background names.
+    """
+    check_settings(settings, zoo.responses.shape[1])
+    asked = _answered(queries, rows_of_classes(zoo))
+    _draw_names(settings, settings.seeds[0], asked, pool)
+
+
+def _answered(queries: Sequence[Query], of_class: Mapping[str, Rows]) -> tuple[Query, ...]:
+    found = tuple(query for query in queries if query.cls in of_class)
+    if not found:
+        raise InputError("no query has a right answer: no output is known to stand for any of their classes")
+    return found
+
+
+def _draw_names(settings: Settings, seed: int, queries: Sequence[Query], pool: Sequence[str] | None) -> tuple[str, ...]:
+    draw = settings.background, seed, [query.text for query in queries]
+    return draw_background(*draw) if pool is None else draw_from_pool(pool, *draw)
+
+
 def evaluate(
     zoo: Zoo,
     queries: Sequence[Query],
     embed: Embed,
     settings: Settings,
-    images: LabelledImages | None = None,
+    images: ImageLabels | None = None,
     pool: Sequence[str] | None = None,
     progress: Progress | None = None,
+    *,
+    curves: bool = True,
 ) -> RetrievalReport:
     """Asks every task with every method.
 
-    Curves and times are those of the first seed. Queries whose class no output stands for are not asked.
+    Curves and times are those of the first seed. Queries whose class no output stands for are not asked. Queries in the
+    groups seen and unseen are parted anew for every seed where images are given: seen is a class with a labelled image
+    among the probes that are used.
 
     Args:
         zoo: The outputs and what they stand for.
         queries: What is asked.
         embed: The encoder behind the zoo's probes.
         settings: Everything else that decides the numbers.
-        images: For image queries and the quality curve. Those that are no probes are the image queries; if all are,
-            half of the probes are held out, and the image queries are asked of the zoo with the other half.
+        images: For seen and unseen, the quality curve and, ``LabelledImages`` only, image queries. Those that are no
+            probes are the image queries; if all are, half of the probes are held out, and the image queries are asked
+            of the zoo with the other half.
         pool: Names to draw the background from; by default the class names of ImageNet-21k.
         progress: Called before every method and at the end.
+        curves: Whether to measure hubness and quality curves, too.
 
     Returns:
         The report. ``settings["notes"]`` says what was left out and why.
@@ -171,7 +187,7 @@ def evaluate(
     """
     started = time.perf_counter()
     check_settings(settings, zoo.responses.shape[1])
-    run = _Run(zoo, queries, embed, settings, images, pool, progress)
+    run = _Run(zoo, queries, embed, settings, images, pool, progress, curves)
     for seed in settings.seeds:
         run.seed(seed)
     run.step("done")
@@ -193,14 +209,13 @@ class _Run:
         queries: Sequence[Query],
         embed: Embed,
         settings: Settings,
-        images: LabelledImages | None,
+        images: ImageLabels | None,
         pool: Sequence[str] | None,
         progress: Progress | None,
+        curves: bool,
     ) -> None:
         of_class = rows_of_classes(zoo)
-        self.queries = tuple(query for query in queries if query.cls in of_class)
-        if not self.queries:
-            raise InputError("no query has a right answer: no output is known to stand for any of their classes")
+        self.queries = _answered(queries, of_class)
         self.notes: dict[str, None] = {}  # a set in order
         if len(self.queries) < len(queries):
             self.notes[f"{len(queries) - len(self.queries)} queries not asked: no output stands for their class"] = None
@@ -208,13 +223,15 @@ class _Run:
         self.of_class = of_class
         self.right = [of_class[query.cls] for query in self.queries]
         self.methods = tuple(dict.fromkeys(settings.methods))
-        self.tally = Tally(groups_of(self.queries))
+        self.curves = curves
+        self._by_seen = images is not None and grouped_by_seen(self.queries)
+        self.tally = Tally(dict.fromkeys((*groups_of(self.queries), *(MARKS if self._by_seen else ()))))
         self.hubness: list[Curve] = []
         self.quality: list[Curve] = []
         self._progress = progress
         self._with_texts = bool(set(settings.tasks) - {"images"})
-        self._with_images = "images" in settings.tasks and images is not None
-        if "images" in settings.tasks and images is None:
+        self._with_images = "images" in settings.tasks and isinstance(images, LabelledImages)
+        if "images" in settings.tasks and not self._with_images:
             if not self._with_texts:
                 raise InputError("image queries need images whose class is known: give some, or choose other tasks")
             self.notes["image queries left out: no labelled images were given"] = None
@@ -244,30 +261,31 @@ class _Run:
         chosen = np.arange(n)
         if self.settings.probes is not None:
             chosen = np.sort(np.random.default_rng([seed, 1]).choice(n, self.settings.probes, replace=False))
-        texts = [query.text for query in self.queries]
-        draw = self.settings.background, seed, texts
-        names = draw_background(*draw) if self.pool is None else draw_from_pool(self.pool, *draw)
+        queries = self.queries
+        if self.images is not None and self._by_seen:
+            queries = group_by_seen(queries, seen_classes(self.images, chosen))
+        names = _draw_names(self.settings, seed, queries, self.pool)
         background = self.embed(names)
         zoo = self.zoo if self.settings.probes is None else self.zoo.with_probes(chosen)
         bench = self._bench(zoo, names, background)
         if self._with_texts:
-            self._texts(bench, chosen, seed)
-        if self.images is not None and self._with_images:
-            self._images(bench, self.images, names, background, chosen, seed)
+            self._texts(bench, queries, chosen, seed)
+        if isinstance(self.images, LabelledImages) and self._with_images:
+            self._images(bench, self.images, queries, names, background, chosen, seed)
 
     def _bench(self, zoo: Zoo, names: tuple[str, ...], vectors: FloatArray) -> Workbench:
         background = Background.describe(names, vectors, zoo.probes, self.settings.k)
         concepts = concept_descriptors(self.vectors, zoo.probes, background.whitening)
         return Workbench(zoo, background, Setting(self.settings.r, self.settings.k), concepts)
 
-    def _texts(self, bench: Workbench, chosen: Rows, seed: int) -> None:
+    def _texts(self, bench: Workbench, queries: Sequence[Query], chosen: Rows, seed: int) -> None:
         """The tasks whose questions are texts."""
         concepts = concept_descriptors(self.vectors, bench.zoo.probes, bench.background.whitening)
         zoo, tasks, first = bench.zoo, self.settings.tasks, seed == self.settings.seeds[0]
-        groups = [query.groups for query in self.queries]
-        words = words_of(self.queries)
+        groups = [query.groups for query in queries]
+        words = words_of(queries)
         named = nameable(zoo, words)
-        lists = draw_lists(zoo, self.queries, self.settings.lists, seed) if "lists" in tasks else ()
+        lists = draw_lists(zoo, queries, self.settings.lists, seed) if "lists" in tasks else ()
         if "lists" in tasks and not lists:
             self.notes["concept lists left out: no model has three of the classes"] = None
         of_lists = [frozenset.intersection(*(frozenset(groups[q]) for q in asked.queries)) for asked in lists]
@@ -278,7 +296,7 @@ class _Run:
             if "output" in tasks:
                 top = scores.argmax(axis=1)
                 self.tally.add("output", method, output_ranks(scores, self.right), groups, top)
-                if first:
+                if first and self.curves:
                     self.hubness.append(_curve(method, coverage(top)))
             if "model" in tasks:
                 self.tally.add("model", method, model_ranks(scores, self.right, zoo), groups)
@@ -297,7 +315,7 @@ class _Run:
                 self._time_texts(method, scorer, concepts, zoo, words.first, named.rows, asked)
 
     def _quality(self, method: str, scores: FloatArray, zoo: Zoo, chosen: Rows) -> None:
-        if self.images is None or "output" not in self.settings.tasks:
+        if self.images is None or not self.curves or "output" not in self.settings.tasks:
             return
         positions = self._positions(self.images, chosen)
         is_probe = positions >= 0
@@ -306,7 +324,7 @@ class _Run:
         if len(curve):
             self.quality.append(_curve(method, curve))
 
-    def _positions(self, images: LabelledImages, chosen: Rows) -> Rows:
+    def _positions(self, images: ImageLabels, chosen: Rows) -> Rows:
         """Where the labelled images stand among the chosen probes; -1 for those that are not there."""
         places = np.full(self.zoo.responses.shape[1] + 1, -1, np.int64)  # the last one is what -1 points to
         places[chosen] = np.arange(len(chosen))
@@ -344,6 +362,7 @@ class _Run:
         self,
         bench: Workbench,
         images: LabelledImages,
+        queries: Sequence[Query],
         names: tuple[str, ...],
         background: FloatArray,
         chosen: Rows,
@@ -360,9 +379,9 @@ class _Run:
             free = ~np.isin(positions, rest)
             self.notes["image queries: all labelled images are probes, half of the probes were held out"] = None
         classes = [cls for cls, usable in zip(images.classes, free, strict=True) if usable]
-        wanted = [query.cls for query in self.queries]
+        wanted = [query.cls for query in queries]
         # With probes held out, "seen" and the like no longer hold.
-        own = {query.cls: () if held_out else query.groups for query in self.queries}
+        own = {query.cls: () if held_out else query.groups for query in queries}
         questions: list[tuple[str, tuple[str, ...], ConceptDescriptors]] = []
         for count in self.settings.image_counts:
             found, vectors = draw_image_queries(images.vectors[free], classes, wanted, count, seed)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from engine.errors import InputError
+from query.evaluate.labelled import ImageLabels
 from query.evaluate.results import RetrievalReport, Row, SweepPoint, SweepReport
-from query.evaluate.retrieval import Embed, Progress, Settings, check_settings, evaluate
+from query.evaluate.retrieval import Embed, Progress, Settings, check_case, evaluate
 from query.evaluate.zoo import Query, Zoo
 
 PARAMETERS = {
@@ -19,8 +20,24 @@ PARAMETERS = {
 }
 """What can be swept, and in what unit."""
 
-Case = tuple[str, Zoo, Embed, Settings]
-"""A label, and what is evaluated under it."""
+
+@dataclass(frozen=True)
+class Case:
+    """What is evaluated at one point of a sweep.
+
+    Attributes:
+        label: Of the point.
+        zoo: The outputs.
+        embed: The encoder behind the zoo's probes.
+        settings: Everything else that decides the numbers; the task is always text to output.
+        images: What says which classes have a probe of this zoo; None leaves the groups of the queries as they are.
+    """
+
+    label: str
+    zoo: Zoo
+    embed: Embed
+    settings: Settings
+    images: ImageLabels | None = None
 
 
 def sweep(
@@ -32,6 +49,7 @@ def sweep(
     settings: Settings,
     pool: Sequence[str] | None = None,
     progress: Progress | None = None,
+    images: ImageLabels | None = None,
 ) -> SweepReport:
     """Evaluates text to output with several values of one setting.
 
@@ -46,17 +64,14 @@ def sweep(
         settings: The other settings; every seed counts at every point.
         pool: Names to draw the background from; by default the class names of ImageNet-21k.
         progress: Called with (steps done, steps in all, what is being done).
+        images: What says which classes have a probe, for queries in the groups seen and unseen.
 
     Raises:
         InputError: The parameter is unknown, there is no value, or one is out of range; nothing was evaluated then.
     """
     if parameter not in PARAMETERS:
         raise InputError(f"{parameter!r} cannot be swept: use one of {', '.join(PARAMETERS)}")
-    cases = []
-    for value in values:
-        own = _with(settings, parameter, value)
-        check_settings(own, zoo.responses.shape[1])
-        cases.append((str(value), zoo, embed, own))
+    cases = [Case(str(value), zoo, embed, _with(settings, parameter, value), images) for value in values]
     return sweep_over(cases, queries, parameter, PARAMETERS[parameter], pool, progress)
 
 
@@ -89,20 +104,21 @@ def sweep_over(
         progress: Called with (steps done, steps in all, what is being done).
 
     Raises:
-        InputError: There is no case, or one cannot be evaluated.
+        InputError: There is no case, or one cannot be evaluated; nothing was evaluated then.
     """
     started = time.perf_counter()
-    listed = list(cases)
+    listed = [replace(case, settings=replace(case.settings, tasks=("output",))) for case in cases]
     if not listed:
         raise InputError(f"a sweep of {parameter} needs at least one value")
+    for case in listed:
+        check_case(case.zoo, queries, case.settings, pool)
     points: list[SweepPoint] = []
     reports: list[RetrievalReport] = []
-    for place, (label, zoo, embed, settings) in enumerate(listed):
-        inner = None if progress is None else _within(progress, place, len(listed), f"{parameter} {label}")
-        only = replace(settings, tasks=("output",))
-        report = evaluate(zoo, queries, embed, only, pool=pool, progress=inner)
+    for place, case in enumerate(listed):
+        inner = None if progress is None else _within(progress, place, len(listed), f"{parameter} {case.label}")
+        report = evaluate(case.zoo, queries, case.embed, case.settings, case.images, pool, inner, curves=False)
         rows: tuple[Row, ...] = report.tables[0].rows
-        points.append(SweepPoint(value=label, rows=rows))
+        points.append(SweepPoint(value=case.label, rows=rows))
         reports.append(report)
     shared = {key: value for key, value in reports[0].settings.items() if key != "notes"}
     # What differs between the cases stands as a list, one entry a point.

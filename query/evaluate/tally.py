@@ -30,13 +30,13 @@ class Tally:
     def __init__(self, groups: Iterable[str]) -> None:
         self._groups = (ALL, *groups)
         self._seen: dict[tuple[str, str, str], list[dict[str, float]]] = {}
-        self._queries: dict[tuple[str, str, str], int] = {}
+        self._queries: dict[tuple[str, str, str], list[int]] = {}
         self._milliseconds: dict[tuple[str, str], float] = {}
 
     def add(
         self, task: str, method: str, ranks: Ranks, groups: Sequence[Collection[str]], top: Rows | None = None
     ) -> None:
-        """Adds one seed's ranks.
+        """Adds one seed's ranks; a group without queries is left out.
 
         Args:
             task: Of which task; tables and rows come in the order in which they are first added.
@@ -54,7 +54,7 @@ class Tally:
             if top is not None:
                 figures["half-coverage"] = float(half_coverage(top[chosen]))
             self._seen.setdefault((task, method, group), []).append(figures)
-            self._queries.setdefault((task, method, group), int(chosen.sum()))
+            self._queries.setdefault((task, method, group), []).append(int(chosen.sum()))
 
     def time(self, task: str, method: str, ask: Callable[[int], object], count: int) -> float:
         """Times single queries of one task with one method; the first is asked once more before.
@@ -78,7 +78,7 @@ class Tally:
         return self._milliseconds[task, method]
 
     def tables(self) -> tuple[Table, ...]:
-        """One table a task; the number of queries is that of the first seed."""
+        """One table a task; figures and numbers of queries are means over the seeds that have such queries."""
         rows: dict[str, list[Row]] = {}
         for (task, method, group), seeds in self._seen.items():
             figures = {name: _figure([seed[name] for seed in seeds]) for name in seeds[0]}
@@ -86,7 +86,7 @@ class Tally:
                 Row(
                     method=method,
                     group=group,
-                    queries=self._queries[task, method, group],
+                    queries=round(mean(self._queries[task, method, group])),
                     figures=figures,
                     milliseconds=self._milliseconds.get((task, method)),
                 )

@@ -95,7 +95,8 @@ def read_zoo(index: Index, truth: Truth, progress: Callable[[int, int], None] | 
 
     Args:
         index: With the responses of all its models kept.
-        truth: May know only some of the models; outputs of the others are of no known class.
+        truth: May know only some of the models; the others are left out, for nobody knows whether their answers are
+            right.
         progress: Called with (models done, models in all).
 
     Returns:
@@ -107,24 +108,29 @@ def read_zoo(index: Index, truth: Truth, progress: Callable[[int, int], None] | 
     """
     snapshot = index.snapshot()
     check_names(index, snapshot, truth)
-    responses = np.empty((len(snapshot), index.manifest.probes.count), np.float32)
+    places = [i for i, model in enumerate(snapshot.models) if model.repo in truth.models]
+    spans = [(int(snapshot.starts[i]), int(snapshot.starts[i + 1])) for i in places]
+    starts = np.concatenate([[0], np.cumsum([stop - start for start, stop in spans])]).astype(np.int64)
+    rows = np.concatenate([np.arange(start, stop) for start, stop in spans]) if spans else np.zeros(0, np.int64)
+    responses = np.empty((len(rows), index.manifest.probes.count), np.float32)
     classes: list[frozenset[str]] = []
-    for i, model in enumerate(snapshot.models):
-        rows = slice(int(snapshot.starts[i]), int(snapshot.starts[i + 1]))
-        if rows.stop > rows.start:
-            responses[rows] = _standardised(archived_responses(index, model))
-        known = truth.models.get(model.repo, {})
-        nothing = Known(None, ())
-        classes += [frozenset(known.get(output, nothing).classes) for output in snapshot.output[rows].tolist()]
+    nothing = Known(None, ())
+    for done, place in enumerate(places):
+        own = slice(int(starts[done]), int(starts[done + 1]))
+        model = snapshot.models[place]
+        if own.stop > own.start:
+            responses[own] = _standardised(archived_responses(index, model))
+        known = truth.models[model.repo]
+        classes += [frozenset(known.get(output, nothing).classes) for output in snapshot.output[rows[own]].tolist()]
         if progress:
-            progress(i + 1, len(snapshot.models))
+            progress(done + 1, len(places))
     return Zoo(
         responses,
         np.asarray(index.probe_embeddings),
-        tuple(model.repo for model in snapshot.models),
-        snapshot.starts,
-        snapshot.output.astype(np.int64),
-        tuple(snapshot.label_of(row) for row in range(len(snapshot))),
+        tuple(snapshot.models[place].repo for place in places),
+        starts,
+        snapshot.output[rows].astype(np.int64),
+        tuple(snapshot.label_of(row) for row in rows.tolist()),
         tuple(classes),
     )
 

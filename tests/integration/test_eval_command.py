@@ -17,7 +17,7 @@ from engine.distance import METHODS
 from engine.index import Index
 from engine.verify import verify
 from query.cli.main import run
-from query.evaluate.report import read_report
+from query.evaluate import derived
 from query.evaluate.results import RetrievalReport, SweepReport
 from tests.support.small_index import ANIMALS, THINGS, PretendEncoder, encode, make_filled_index, vector
 
@@ -30,6 +30,7 @@ class RecordingEncoder(PretendEncoder):
 
     def __init__(self) -> None:
         self.texts: dict[tuple[str, ...], list[str]] = {}
+        self.images = 0
 
     def encode_texts(self, texts: Sequence[str], templates: Sequence[str]) -> FloatArray:
         self.texts.setdefault(tuple(templates), []).extend(texts)
@@ -39,7 +40,9 @@ class RecordingEncoder(PretendEncoder):
         return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), dtype=np.float32)
 
     def encode_images(self, images: Any, count: int, progress: Any = None) -> FloatArray:
-        return encode([BOTH[image.getpixel((0, 0))[0]] for image in images])
+        made = encode([BOTH[image.getpixel((0, 0))[0]] for image in images])
+        self.images += len(made)
+        return made
 
 
 @pytest.fixture
@@ -97,7 +100,8 @@ def measured(
     out = tmp_path / "out" / "figures.json"
     given = ("--index", str(zoo), "--truth", str(truth), "--background", "50", "--out", str(out))
     assert run(["eval", *command, *given, *more]) == 0
-    return read_report(out)
+    kind = SweepReport if command[0] == "sweep" else RetrievalReport
+    return kind.model_validate_json(out.read_bytes())
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
@@ -134,6 +138,45 @@ def test_everything_at_once(
     assert (tmp_path / "deep" / "t.md").read_text().startswith("# Retrieval")
     drawn = {path.name for path in (tmp_path / "plots").iterdir()}
     assert {"task-output.png", "task-output.svg", "task-images-1.png", "hubness.svg"} <= drawn
+
+
+def groups_at(report: RetrievalReport | SweepReport) -> list[dict[str, int]]:
+    """How many queries each group has, at every point."""
+    parts = report.tables[:1] if isinstance(report, RetrievalReport) else report.points
+    return [{row.group: row.queries for row in part.rows} for part in parts]
+
+
+def test_images_are_embedded_only_to_be_queries(
+    zoo: Path, truth: Path, images: Path, tmp_path: Path, encoder: RecordingEncoder
+) -> None:
+    given = ("--images", str(images), "--methods", "cosine")
+    split = {"all": 7, "seen": 1, "unseen": 6}
+    assert groups_at(measured(zoo, truth, tmp_path, *given, "--tasks", "output")) == [split]
+    assert groups_at(measured(zoo, truth, tmp_path, *given, "--values", "5", command=("sweep", "r"))) == [split]
+    sweep = measured(zoo, truth, tmp_path, *given, "--values", "one", command=("sweep", "templates"))
+    assert groups_at(sweep) == [split]
+    assert encoder.images == 0
+    measured(zoo, truth, tmp_path, *given, "--tasks", "images")
+    assert encoder.images == 14
+
+
+@pytest.mark.usefixtures("encoder")
+def test_seen_follows_the_probes_that_are_used(zoo: Path, truth: Path, images: Path, tmp_path: Path) -> None:
+    given = ("--images", str(images), "--methods", "cosine", "-r", "5")
+    found = set()
+    for seed in range(6):
+        more = ("--tasks", "output", "--probes", "20", "--seed", str(seed))
+        (groups,) = groups_at(measured(zoo, truth, tmp_path, *given, *more))
+        found.add((groups.get("seen", 0), groups["unseen"]))
+    assert found == {(0, 7), (1, 6)}  # the one labelled probe is drawn, or it is not
+    report = measured(zoo, truth, tmp_path, *given, "--values", "5,80", command=("sweep", "probes"))
+    assert groups_at(report) == [{"all": 7, "unseen": 7}, {"all": 7, "seen": 1, "unseen": 6}]
+    other = make_filled_index(tmp_path / "b" / "zoo").folder
+    probes = json.loads((other / "probes.json").read_text())
+    probes[0]["sha256"] = "0" * 64  # another picture than the labelled one
+    write(other / "probes.json", probes)
+    report = measured(zoo, truth, tmp_path, *given, "--also", str(other), command=("sweep", "probe-source"))
+    assert groups_at(report) == [{"all": 7, "seen": 1, "unseen": 6}, {"all": 7, "unseen": 7}]
 
 
 @pytest.mark.usefixtures("encoder")
@@ -217,6 +260,27 @@ def test_a_sweep_has_values_of_its_own(zoo: Path, truth: Path, tmp_path: Path) -
     assert {row.method for row in report.points[0].rows} == {*(f"{method}{suffix}" for method in METHODS), "probelog"}
 
 
+@pytest.mark.usefixtures("encoder")
+@pytest.mark.parametrize(
+    ("parameter", "options", "expected"),
+    [
+        ("k", (), ["1", "3", "10", "30"]),
+        ("k", ("--background", "2"), ["1"]),
+        ("r", ("--probes", "40"), ["5", "10", "20"]),
+        ("r", ("--probes", "4", "-r", "2"), ["4"]),
+        ("probes", (), ["20", "40", "80"]),
+        ("probes", ("-r", "5"), ["10", "20", "40", "80"]),
+        ("probes", ("--probes", "40"), ["20", "40"]),
+    ],
+)
+def test_the_values_of_a_sweep_fit_the_other_options(
+    zoo: Path, truth: Path, tmp_path: Path, parameter: str, options: tuple[str, ...], expected: list[str]
+) -> None:
+    report = measured(zoo, truth, tmp_path, "--methods", "cosine", *options, command=("sweep", parameter))
+    assert isinstance(report, SweepReport)
+    assert [point.value for point in report.points] == expected
+
+
 def test_a_sweep_over_templates(zoo: Path, truth: Path, tmp_path: Path, encoder: RecordingEncoder) -> None:
     values = ("--values", "1,2", "--values", "a {}, of course", "--values", "index")
     report = measured(zoo, truth, tmp_path, "--methods", "cosine", *values, command=("sweep", "templates"))
@@ -287,6 +351,8 @@ def test_a_derived_hub_is_an_index_like_any_other(
         (["sweep", "templates", "--values", "6"], "6 templates: there are 5"),
         (["sweep", "templates", "--values", "0"], "0 templates"),
         (["sweep", "templates", "--values", "few"], "templates 'few'"),
+        (["sweep", "templates", "--values", "9" * 5000], "a number of 5000 digits: there are 5 templates"),
+        (["sweep", "probes", "--probes", "10"], "top r is 20"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line(
@@ -303,6 +369,49 @@ def test_images_of_other_classes(zoo: Path, truth: Path, tmp_path: Path, capsys:
     images = write(tmp_path / "images.csv", f"file,class\n{zoo.parent}/images/000.png,0\n")
     assert run(["eval", "retrieval", "--index", str(zoo), "--truth", str(truth), "--images", str(images)]) == 1
     assert "is of a class that the truth knows (0)" in error_of(capsys)
+
+
+def test_a_truth_without_labels(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = write(tmp_path / "bare.json", {"org/animals": [{"index": 0, "class": 3}]})
+    assert run(["eval", "retrieval", "--index", str(zoo), "--truth", str(truth)]) == 1
+    assert "bare.json has no label to ask with: add labels, or give --queries FILE" in error_of(capsys)
+
+
+def test_a_value_of_thousands_of_digits(zoo: Path, truth: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["eval", "sweep", "r", "--values", "5," + "9" * 5000, "--index", str(zoo), "--truth", str(truth)]
+    assert run(arguments) == 2
+    error = capsys.readouterr().err
+    assert "999999999... is not a whole number of at most 9 digits" in error
+    assert len(error) < 500
+
+
+@pytest.mark.parametrize("noise", ["inf", "nan", "1e200"])
+def test_noise_that_is_no_number(
+    zoo: Path, truth: Path, tmp_path: Path, noise: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "hub"
+    hub = ["eval", "make-hub", "--from", str(zoo), "--truth", str(truth), "--out", str(target), "--noise", noise]
+    assert run(hub) == 1
+    assert "noise lies between 0 and 1,000,000" in error_of(capsys)
+    assert not target.exists()
+
+
+def test_models_without_a_usable_output_are_counted(
+    zoo: Path, truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = derived.derived_responses
+    monkeypatch.setattr(
+        derived,
+        "derived_responses",
+        lambda d, *parts: honest(d, *parts) * (not d.repo.startswith("derived/00002")),
+    )
+    sizes = ["--models", "3", "--min-classes", "2", "--max-classes", "4"]
+    assert (
+        run(["eval", "make-hub", "--from", str(zoo), "--truth", str(truth), "--out", str(tmp_path / "h"), *sizes]) == 0
+    )
+    error = capsys.readouterr().err
+    assert ": 2 models, " in error
+    assert "1 models left out: none of their outputs is usable" in error
 
 
 @pytest.mark.parametrize("command", [[], ["retrieval"], ["sweep"], ["make-hub"]])

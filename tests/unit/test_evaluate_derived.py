@@ -16,6 +16,7 @@ from engine.probes import read_folder
 from engine.schema import Model
 from engine.verify import verify
 from engine.writer import IndexWriter
+from query.evaluate import derived
 from query.evaluate.derived import Derivation, HubSettings, derived_responses, make_hub, plan
 from query.evaluate.truth import Known, Truth, read_truth, read_zoo
 from tests.support.small_index import (
@@ -125,8 +126,9 @@ def test_bounds_change_the_sizes() -> None:
 
 
 def test_settings_out_of_range() -> None:
-    for wrong in ({"models": 0}, {"min_classes": 1}, {"min_classes": 9, "max_classes": 8}, {"noise": -1.0},
-                  {"noise": math.nan}, {"probabilities": 1.5}, {"probabilities": -0.1}):  # fmt: skip
+    noises = [{"noise": value} for value in (-1.0, math.nan, math.inf, 1e200)]
+    for wrong in ({"models": 0}, {"min_classes": 1}, {"min_classes": 9, "max_classes": 8}, *noises,
+                  {"probabilities": 1.5}, {"probabilities": -0.1}):  # fmt: skip
         with pytest.raises(InputError):
             HubSettings(**{"models": 3, **wrong})  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"no model has 15 outputs \(the largest has 7\)"):
@@ -182,8 +184,8 @@ def test_the_derived_index_is_whole_and_its_responses_are_those_of_the_sources(s
     snapshot = hub.snapshot()
     assert len(snapshot.models) == 6
     assert {d.probabilities for d in derivations.values()} == {True, False}
-    for i, derived in enumerate(snapshot.models):
-        d = derivations[derived.repo]
+    for i, found in enumerate(snapshot.models):
+        d = derivations[found.repo]
         concepts, seed = CONCEPTS[d.source.repo]
         raw = answers(concepts, seed=seed).astype(np.float64)[:, d.rows]
         if d.probabilities:  # log-probabilities, centred: logits less their mean over the subset
@@ -191,9 +193,9 @@ def test_the_derived_index_is_whole_and_its_responses_are_those_of_the_sources(s
         z = (raw - raw.mean(axis=0)) / raw.std(axis=0)
         rows = slice(int(zoo.starts[i]), int(zoo.starts[i + 1]))
         np.testing.assert_allclose(zoo.responses[rows], z.T, atol=0.02)  # twice through float16
-        assert derived.probabilities == d.probabilities
-        assert (derived.library, derived.licence) == (d.source.library, d.source.licence)
-        assert f"derived from {d.source.repo}@r1" in derived.tags
+        assert found.probabilities == d.probabilities
+        assert (found.library, found.licence) == (d.source.library, d.source.licence)
+        assert f"derived from {d.source.repo}@r1" in found.tags
         assert zoo.output[rows].tolist() == list(range(len(d.rows)))
         labels = [None] * 7 if d.source.repo == "zoo/both" else concepts
         assert zoo.labels[rows] == tuple(labels[row] for row in d.rows)
@@ -226,7 +228,47 @@ def test_making_a_hub_again_gives_the_same(source: Index, hub: Index, tmp_path: 
     assert (tmp_path / "again" / "truth.json").read_bytes() == (hub.folder / "truth.json").read_bytes()
     known = read_truth(tmp_path / "again" / "truth.json").models.values()
     meant = sum(bool(entry.classes) for entries in known for entry in entries.values())
-    assert (made.models, made.outputs, made.known) == (6, len(ours), meant)
+    assert (made.models, made.outputs, made.known, made.skipped) == (6, len(ours), meant, 0)
+
+
+def test_outputs_that_are_not_usable_do_not_count(
+    source: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first output of every model is constant, and so are all of the models that answer probabilities."""
+    honest = derived_responses
+
+    def spoilt(derivation: Derivation, *parts: np.ndarray) -> np.ndarray:
+        values = np.array(honest(derivation, *parts))
+        values[:, : None if derivation.probabilities else 1] = 2.0
+        return values
+
+    monkeypatch.setattr(derived, "derived_responses", spoilt)
+    made = make_hub(source.folder, TRUTH, tmp_path / "hub", SMALL)
+    planned = plan(source.snapshot().models, SMALL)
+    left = [d for d in planned if not d.probabilities]
+    assert 0 < len(left) < len(planned)
+    known = sum(
+        bool(TRUTH.models.get(d.source.repo, {}).get(row, Known(None, ())).classes)
+        for d in left
+        for row in d.rows.tolist()[1:]
+    )
+    assert known > 0
+    outputs = sum(len(d.rows) - 1 for d in left)
+    assert (made.models, made.outputs, made.known, made.skipped) == (len(left), outputs, known, 6 - len(left))
+    hub = Index(tmp_path / "hub")
+    assert verify(hub.folder) == []
+    assert {model.repo for model in hub.snapshot().models} == {d.repo for d in left}
+    zoo = read_zoo(hub, read_truth(hub.folder / "truth.json"))
+    assert (len(zoo), sum(map(bool, zoo.classes))) == (outputs, known)
+
+
+def test_a_hub_without_a_usable_output_is_refused(
+    source: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derived, "derived_responses", lambda d, z, mean, std: np.full(z.T.shape, 2.0))
+    with pytest.raises(InputError, match="no output of 6 derived models is usable"):
+        make_hub(source.folder, TRUTH, tmp_path / "hub", SMALL)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_leaves_nothing(source: Index, tmp_path: Path) -> None:

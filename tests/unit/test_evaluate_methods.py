@@ -11,7 +11,7 @@ from engine.distance import METHODS as ENGINE_METHODS
 from engine.distance import margins, rank
 from engine.errors import InputError
 from query.evaluate import methods, scorers
-from query.evaluate.methods import METHODS, Setting, Workbench, make_scorer
+from query.evaluate.methods import METHODS, Setting, Workbench
 from query.evaluate.scorers import best_outputs, best_places, kept_outputs, score_all
 from query.evaluate.zoo import Zoo
 
@@ -78,7 +78,7 @@ def test_distance_baselines_agree_with_slow_references(world, name, block, monke
     expected = -slow_distances(zoo, concepts, choose)
     if calibrated:
         expected += mean_smallest(slow_distances(zoo, background.concepts, choose), K)
-    scores = make_scorer(name, zoo, background, Setting(R, K))(concepts)
+    scores = Workbench(zoo, background, Setting(R, K)).scorer(name)(concepts)
     assert scores.dtype == np.float32
     assert scores == pytest.approx(expected, abs=2e-3)
 
@@ -96,7 +96,7 @@ def test_engine_methods_are_those_of_an_index(world, name, normalisation, calibr
         constants = calibrate(made.idx, made.z, made.anchor, background)
         expected[:, start:stop] = margins(made.idx, made.z, made.anchor, constants, concepts, name)
     full = name if normalisation == "none" else f"{name}{methods.DIVISIVE}"
-    scorer = make_scorer(full, zoo, background, Setting(R, K))
+    scorer = Workbench(zoo, background, Setting(R, K)).scorer(full)
     assert scorer(concepts) == pytest.approx(expected, abs=2e-4)
     for found, row in zip(best_outputs(scorer, concepts, 5), expected, strict=True):
         assert found.tolist() == rank(row)[:5].tolist()
@@ -120,16 +120,16 @@ def test_cosine_is_of_standardised_responses_and_similarities_as_they_are(world)
         for row in range(L):
             z = zoo.responses[row]
             expected[c, row] = z @ similarity / np.sqrt((z @ z) * (similarity @ similarity))
-    scores = make_scorer("cosine", zoo, background)(concepts)
+    scores = Workbench(zoo, background, Setting()).scorer("cosine")(concepts)
     assert scores == pytest.approx(expected, abs=1e-5)
-    other = make_scorer("all-probes-uncalibrated", zoo, background)(concepts)
+    other = Workbench(zoo, background, Setting()).scorer("all-probes-uncalibrated")(concepts)
     assert (scores.argsort(axis=1) == other.argsort(axis=1)).all()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_scores_some_outputs_and_single_concepts_alike(world, name):
     zoo, _, concepts, background = world
-    scorer = make_scorer(name, zoo, background, Setting(R, K), vocabulary=concepts)
+    scorer = Workbench(zoo, background, Setting(R, K), concepts).scorer(name)
     whole = scorer(concepts)
     assert whole.shape == (C, L)
     rows = np.array([60, 3, 41])
@@ -141,7 +141,7 @@ def test_every_method_scores_some_outputs_and_single_concepts_alike(world, name)
 def test_scores_of_many_concepts_come_in_blocks(world, monkeypatch):
     monkeypatch.setattr(scorers, "_BLOCK", 28)  # two concepts at a time
     zoo, _, concepts, background = world
-    scorer = make_scorer("soft-wpmi", zoo, background, Setting(R, K), vocabulary=concepts)
+    scorer = Workbench(zoo, background, Setting(R, K), concepts).scorer("soft-wpmi")
     assert score_all(scorer, concepts, L) == pytest.approx(scorer(concepts), abs=1e-5)
 
 
@@ -155,8 +155,8 @@ def test_scores_of_many_concepts_come_in_blocks(world, monkeypatch):
 @pytest.mark.parametrize("name", METHODS)
 def test_r_and_k_move_the_methods_that_have_them(world, name, change, unmoved):
     zoo, _, concepts, background = world
-    usual = make_scorer(name, zoo, background, Setting(R, K))(concepts)
-    other = make_scorer(name, zoo, background, replace(Setting(R, K), **change))(concepts)
+    usual = Workbench(zoo, background, Setting(R, K)).scorer(name)(concepts)
+    other = Workbench(zoo, background, replace(Setting(R, K), **change)).scorer(name)(concepts)
     assert np.allclose(usual, other) == (name in unmoved)
 
 
@@ -165,8 +165,8 @@ def test_the_background_moves_calibrated_methods(world, name):
     zoo, _, concepts, background = world
     rng = np.random.default_rng(9)
     other = Background.describe(NAMES, rng.standard_normal((B, D)), zoo.probes, K)
-    usual = make_scorer(name, zoo, background, Setting(R, K))(concepts)
-    assert not np.allclose(make_scorer(name, zoo, other, Setting(R, K))(concepts), usual)
+    usual = Workbench(zoo, background, Setting(R, K)).scorer(name)(concepts)
+    assert not np.allclose(Workbench(zoo, other, Setting(R, K)).scorer(name)(concepts), usual)
 
 
 def test_top_bottom_with_one_probe_has_no_bottom(world):
@@ -186,16 +186,16 @@ def test_best_places_keeps_equal_scores_in_order():
 def test_what_cannot_be_scored(world):
     zoo, _, _, background = world
     with pytest.raises(InputError, match=r"method 'cosin' is unknown: use one of .*probelog, .*top-bottom"):
-        make_scorer("cosin", zoo, background)
+        Workbench(zoo, background, Setting()).scorer("cosin")
     for r in (0, N + 1):
         with pytest.raises(InputError, match=f"top r is {r}"):
-            make_scorer("probelog", zoo, background, Setting(r, K))
+            Workbench(zoo, background, Setting(r, K)).scorer("probelog")
         with pytest.raises(InputError, match=f"top r is {r}"):
             kept_outputs(zoo, r)
     with pytest.raises(InputError, match="needs more than k = 15"):
-        make_scorer("probelog", zoo, background, Setting(R, B))
+        Workbench(zoo, background, Setting(R, B)).scorer("probelog")
     with pytest.raises(InputError, match="k is 0"):
-        make_scorer("probelog", zoo, background, Setting(R, 0))
+        Workbench(zoo, background, Setting(R, 0)).scorer("probelog")
 
 
 def test_every_method_is_documented():

@@ -8,10 +8,12 @@ import pytest
 from engine.descriptors import normalise
 from engine.errors import InputError
 from query.evaluate import retrieval, tasks
+from query.evaluate.labelled import ImageLabels, LabelledImages
 from query.evaluate.metrics import average_precision
+from query.evaluate.queries import group_by_seen
 from query.evaluate.results import RetrievalReport, SweepReport
-from query.evaluate.retrieval import LabelledImages, Settings, draw_from_pool, evaluate
-from query.evaluate.sweeps import sweep, sweep_over
+from query.evaluate.retrieval import Settings, draw_from_pool, evaluate
+from query.evaluate.sweeps import Case, sweep, sweep_over
 from query.evaluate.tally import Tally
 from query.evaluate.tasks import (
     ConceptList,
@@ -273,23 +275,23 @@ def test_tally_means_and_deviations_over_seeds():
 
 @pytest.fixture(scope="module")
 def labelled(world):
-    _, _, labels = world
+    """Every probe, and five other images of five classes."""
+    zoo, _, labels = world
     rng = np.random.default_rng(8)
     free = tuple(cls for cls in CLASSES[:5] for _ in range(5))
     vectors = normalise(np.stack([vector(cls) for cls in free]) + 0.1 * rng.standard_normal((25, D)))
-    return LabelledImages(vectors, free, np.full(25, -1)), labels
+    return LabelledImages((*labels, *free), np.r_[np.arange(N), np.full(25, -1)], np.concatenate([zoo.probes, vectors]))
 
 
 def test_evaluate_every_task(world, labelled):
     zoo, queries, _ = world
-    images, _ = labelled
     seen = []
     report = evaluate(
         zoo,
         queries,
         encode,
         usual(methods=("probelog", "truncated", "soft-wpmi"), image_counts=(1, 5, 6), seeds=(0, 1)),
-        images=images,
+        images=labelled,
         pool=POOL,
         progress=lambda done, total, what: seen.append((done, total, what)),
     )
@@ -311,7 +313,7 @@ def test_evaluate_every_task(world, labelled):
     assert hits(report, "images-5") == 1
     assert [curve.method for curve in report.hubness] == ["probelog", "truncated", "soft-wpmi"]
     assert report.hubness[0].y[-1] == 1
-    assert report.quality == ()  # none of the images is a probe
+    assert [curve.method for curve in report.quality] == ["probelog", "truncated", "soft-wpmi"]
     assert report.settings["notes"] == ["image queries of 6 left out: no class has so many images that are no probes"]
     assert [done for done, _, _ in seen] == list(range(13))
     assert {total for _, total, _ in seen} == {12}
@@ -334,10 +336,88 @@ def test_evaluate_output_agrees_with_the_tasks_by_hand(world, monkeypatch):
     assert row.figures["mrr"].mean == pytest.approx(np.mean([1 / rank for rank in ranks[8:]]))
 
 
+def marked_ranks(zoo, queries, monkeypatch):
+    """Scores that are given: the rank of each query is known, and the positions of the probes of every seed."""
+    fixed = np.random.default_rng(3).standard_normal((12, 26)).astype(np.float32)
+    monkeypatch.setattr(retrieval, "score_all", lambda scorer, concepts, outputs: fixed)
+    used, make = [], retrieval.Workbench
+    places = {row.tobytes(): i for i, row in enumerate(zoo.probes)}
+
+    def remember(own, *rest):
+        used.append([places[row.tobytes()] for row in own.probes])
+        return make(own, *rest)
+
+    monkeypatch.setattr(retrieval, "Workbench", remember)
+    ranks = [
+        min(1 + int((fixed[c] > fixed[c, row]).sum()) for row in range(26) if query.cls in zoo.classes[row])
+        for c, query in enumerate(queries)
+    ]
+    return ranks, used
+
+
+def test_seen_is_what_has_a_labelled_probe_among_those_used(world, monkeypatch):
+    zoo, queries, labels = world
+    ranks, used = marked_ranks(zoo, queries, monkeypatch)
+    seeds = (0, 1, 2, 3)
+    settings = usual(methods=("cosine",), tasks=("output", "naming"), probes=6, r=3, seeds=seeds)
+    report = evaluate(zoo, queries, encode, settings, images=ImageLabels(labels, np.arange(N)), pool=POOL)
+    assert len(used) == 4
+    seen = [{labels[place] for place in places} for places in used]
+    assert len({len(classes) for classes in seen}) > 1  # of another number in another seed
+    for group, takes in (("seen", True), ("unseen", False)):
+        own = [[r for r, q in zip(ranks, queries, strict=True) if (q.cls in classes) is takes] for classes in seen]
+        row = figures(report, "output", "cosine", group)
+        assert row.queries == round(sum(map(len, own)) / 4)
+        assert row.figures["mrr"].mean == pytest.approx(np.mean([np.mean([1 / r for r in part]) for part in own]))
+        assert row.figures["hit@5"].mean == pytest.approx(np.mean([np.mean([r <= 5 for r in part]) for part in own]))
+        outputs = [sum(bool(classes & has) is takes for has in zoo.classes) for classes in seen]
+        assert figures(report, "naming", "cosine", group).queries == round(sum(outputs) / 4)
+
+
+def test_a_group_that_is_empty_for_a_seed_is_left_out_of_the_mean(world, monkeypatch):
+    zoo, queries, _ = world
+    ranks, used = marked_ranks(zoo, queries, monkeypatch)
+    settings = usual(methods=("cosine",), tasks=("output",), probes=20, seeds=tuple(range(6)))
+    images = ImageLabels(("class 2",), np.array([0]))
+    # However the queries come marked, both groups are there.
+    unseen = group_by_seen(queries, frozenset())
+    report = evaluate(zoo, unseen, encode, settings, images=images, pool=POOL)
+    there = [0 in places for places in used]
+    assert 0 < sum(there) < 6
+    row = figures(report, "output", "cosine", "seen")
+    assert row.queries == 1
+    assert row.figures["mrr"].mean == pytest.approx(1 / ranks[2])
+    row = figures(report, "output", "cosine", "unseen")
+    assert row.queries == round(12 - sum(there) / 6)
+
+
+def test_queries_that_are_not_marked_stay_as_they_are(world):
+    zoo, queries, labels = world
+    plain = [Query(query.text, query.cls, ("mine",)) for query in queries]
+    settings = usual(tasks=("output",), probes=20)
+    report = evaluate(zoo, plain, encode, settings, images=ImageLabels(labels, np.arange(N)), pool=POOL)
+    assert {row.group for row in report.tables[0].rows} == {"all", "mine"}
+    report = evaluate(zoo, queries, encode, settings, pool=POOL)  # without images the marks hold
+    assert figures(report, "output", "probelog", "seen").queries == 8
+
+
+def test_labels_alone_are_no_image_queries(world):
+    zoo, queries, labels = world
+    images = ImageLabels(labels, np.arange(N))
+    report = evaluate(zoo, queries, encode, usual(tasks=("output", "images")), images=images, pool=POOL)
+    assert [table.task for table in report.tables] == ["output"]
+    assert report.settings["notes"] == ["image queries left out: no labelled images were given"]
+    assert len(report.quality) == 1
+    with pytest.raises(InputError, match="need images whose class is known"):
+        evaluate(zoo, queries, encode, usual(tasks=("images",)), images=images, pool=POOL)
+    report = evaluate(zoo, queries, encode, usual(tasks=("output",)), images=images, pool=POOL, curves=False)
+    assert (report.quality, report.hubness) == ((), ())
+
+
 @pytest.mark.parametrize("method", ["probelog", "probelog+divisive", "wpmi", "all-probes"])
 def test_labelled_probes_are_held_out_for_image_queries(world, method):
     zoo, queries, labels = world
-    images = LabelledImages(zoo.probes, labels, np.arange(N))
+    images = LabelledImages(labels, np.arange(N), zoo.probes)
     settings = usual(methods=(method,), tasks=("output", "images"), image_counts=(1,))
     report = evaluate(zoo, queries, encode, settings, images=images, pool=POOL)
     row = figures(report, "images-1", method)
@@ -355,7 +435,7 @@ def test_image_queries_are_never_probes(world, monkeypatch):
     draw, make = retrieval.draw_image_queries, retrieval.Workbench
     monkeypatch.setattr(retrieval, "draw_image_queries", lambda *given: drawn.append(given[0]) or draw(*given))
     monkeypatch.setattr(retrieval, "Workbench", lambda *given: benches.append(given[0]) or make(*given))
-    images = LabelledImages(zoo.probes, labels, np.arange(N))
+    images = LabelledImages(labels, np.arange(N), zoo.probes)
     for probes, used, free in ((None, 30, 30), (40, 40, 20)):
         settings = usual(tasks=("images",), image_counts=(1,), probes=probes)
         evaluate(zoo, queries, encode, settings, images=images, pool=POOL)
@@ -366,11 +446,19 @@ def test_image_queries_are_never_probes(world, monkeypatch):
 
 def test_a_probe_subset_frees_the_other_images(world):
     zoo, queries, labels = world
-    images = LabelledImages(zoo.probes, labels, np.arange(N))
+    images = LabelledImages(labels, np.arange(N), zoo.probes)
     settings = usual(tasks=("images",), image_counts=(1,), probes=40)
     report = evaluate(zoo, queries, encode, settings, images=images, pool=POOL)
     assert report.settings["notes"] == []
     assert figures(report, "images-1", "probelog", "seen").queries == figures(report, "images-1", "probelog").queries
+    # Of class 0 alone the probe is used or not, and the other images are its queries.
+    alone = LabelledImages(("class 0",) * 5, np.array([0, -1, -1, -1, -1]), zoo.probes[:40:8])
+    groups = set()
+    for seed in range(6):
+        settings = usual(tasks=("images",), image_counts=(1,), probes=20, seeds=(seed,))
+        report = evaluate(zoo, queries, encode, settings, images=alone, pool=POOL)
+        groups.add(frozenset((row.group, row.queries) for row in report.tables[0].rows))
+    assert groups == {frozenset({("all", 4), ("seen", 4)}), frozenset({("all", 5), ("unseen", 5)})}
 
 
 @pytest.mark.parametrize(
@@ -486,9 +574,9 @@ def test_sweep_over_cases(world):
     zoo, queries, _ = world
     steps = []
     cases = [
-        ("photographs", zoo, encode, usual()),
-        ("half", zoo.with_probes(np.arange(30)), encode, usual()),
-        ("nonsense", zoo, lambda texts: encode([text[::-1] for text in texts]), usual()),
+        Case("photographs", zoo, encode, usual()),
+        Case("half", zoo.with_probes(np.arange(30)), encode, usual()),
+        Case("nonsense", zoo, lambda texts: encode([text[::-1] for text in texts]), usual()),
     ]
     report = sweep_over(cases, queries, "probes", "", POOL, lambda *step: steps.append(step))
     assert [point.value for point in report.points] == ["photographs", "half", "nonsense"]
@@ -497,6 +585,54 @@ def test_sweep_over_cases(world):
     assert report.settings["zoo_probes"] == [60, 30, 60]
     assert [done for done, _, _ in steps] == [0, 1, 1, 2, 2, 3]
     assert {total for _, total, _ in steps} == {3}
+
+
+def test_a_sweep_over_probes_parts_the_queries_at_every_point(world):
+    zoo, queries, labels = world
+    images = ImageLabels(labels, np.arange(N))
+    settings = usual(r=1, seeds=(0, 1))
+    report = sweep("probes", (4, 60), zoo, queries, encode, settings, pool=POOL, images=images)
+    few, all_of_them = ({row.group: row.queries for row in point.rows} for point in report.points)
+    assert few["seen"] <= 4  # as many probes
+    assert few["seen"] + few["unseen"] in (12, 13)
+    assert all_of_them == {"all": 12, "seen": 8, "unseen": 4}
+
+
+def test_every_case_has_probes_of_its_own(world):
+    zoo, queries, labels = world
+    half = np.arange(4)
+    cases = [
+        Case("all", zoo, encode, usual(), ImageLabels(labels, np.arange(N))),
+        Case("few", zoo.with_probes(half), encode, usual(r=2), ImageLabels(labels[:4], half)),
+        Case("none", zoo, encode, usual(), ImageLabels(labels, np.full(N, -1))),
+        Case("as marked", zoo, encode, usual()),
+    ]
+    report = sweep_over(cases, queries, "probes", "", POOL)
+    counts = [{row.group: row.queries for row in point.rows} for point in report.points]
+    assert counts == [
+        {"all": 12, "seen": 8, "unseen": 4},
+        {"all": 12, "seen": 4, "unseen": 8},
+        {"all": 12, "unseen": 12},
+        {"all": 12, "seen": 8, "unseen": 4},
+    ]
+
+
+def test_no_case_is_measured_if_one_cannot_be(world):
+    zoo, queries, _ = world
+
+    def refuse(texts):
+        pytest.fail("evaluated")
+
+    good = Case("good", zoo, refuse, usual())
+    unknown = make_zoo(zoo.responses, zoo.probes, zoo.starts, [set()] * 26)
+    for wrong, message in (
+        (Case("r", zoo, refuse, usual(r=61)), "top r is 61"),
+        (Case("half", zoo.with_probes(np.arange(5)), refuse, usual()), "top r is 10: .* 5"),
+        (Case("pool", zoo, refuse, usual(background=201)), "the pool has only 200"),
+        (Case("truth", unknown, refuse, usual()), "no query has a right answer"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sweep_over([good, wrong], queries, "r", "", POOL)
 
 
 def test_what_cannot_be_swept(world):

@@ -15,7 +15,7 @@ from engine.descriptors import FloatArray
 from engine.errors import IndexUnusableError, InputError
 from engine.index import Index
 from engine.writer import IndexWriter
-from query.evaluate.labelled import read_images, seen_classes
+from query.evaluate.labelled import read_images, read_labels, seen_classes
 from query.evaluate.queries import answerable, derive_queries, group_by_seen, read_queries
 from query.evaluate.truth import Known, Truth, read_truth, read_zoo, write_truth
 from query.evaluate.zoo import Query
@@ -76,9 +76,18 @@ def test_rows_stay_with_their_outputs_when_some_were_left_out(tmp_path: Path) ->
     np.testing.assert_allclose(zoo.responses[1], third, atol=4e-3)
 
 
-def test_models_that_the_truth_does_not_know_have_no_classes(index: Index, tmp_path: Path) -> None:
-    truth = read_truth(write(tmp_path / "t.json", {"org/things": TRUTH["org/things"]}))
-    assert [bool(c) for c in read_zoo(index, truth).classes] == [False] * 4 + [True] + [False] * 9
+def test_models_that_the_truth_does_not_know_are_left_out(index: Index, tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    whole = read_zoo(index, read_truth(write(tmp_path / "t.json", TRUTH)))
+    known = {"zoo/both": TRUTH["zoo/both"], "org/things": TRUTH["org/things"]}
+    zoo = read_zoo(index, read_truth(write(tmp_path / "t.json", known)), lambda *step: steps.append(step))
+    assert zoo.models == ("org/things", "zoo/both")
+    assert zoo.starts.tolist() == [0, 3, 10]
+    assert zoo.output.tolist() == [*range(3), *range(7)]
+    assert zoo.labels == whole.labels[4:]
+    assert zoo.classes == whole.classes[4:]
+    np.testing.assert_array_equal(zoo.responses, whole.responses[4:])
+    assert steps == [(1, 2), (2, 2)]
 
 
 def test_a_written_truth_reads_back(tmp_path: Path) -> None:
@@ -111,6 +120,7 @@ def test_a_written_truth_reads_back(tmp_path: Path) -> None:
         ({"org/a": [{"index": 0, "classes": ["x", " "]}]}, "whole number"),
         ({"org/a": [{"index": 0, "label": 3, "class": 1}]}, "its label"),
         ({"org/a": ["tench"]}, "entry 1"),
+        ('{"org/a": [{"index": 0, "class": ' + "9" * 5000 + "}]}", "cannot be read: .*4300 digits"),
     ],
 )
 def test_a_malformed_truth_is_named_with_the_place(tmp_path: Path, value: object, part: str) -> None:
@@ -137,7 +147,7 @@ def test_a_truth_of_another_index_is_refused(index: Index, tmp_path: Path) -> No
 def test_responses_must_have_been_kept(tmp_path: Path) -> None:
     index = make_filled_index(tmp_path / "zoo", responses="drop")
     truth = read_truth(write(tmp_path / "t.json", {"org/things": TRUTH["org/things"]}))
-    with pytest.raises(IndexUnusableError, match=r"kept no responses of org/animals.*--responses"):
+    with pytest.raises(IndexUnusableError, match=r"kept no responses of org/things.*--responses"):
         read_zoo(index, truth)
 
 
@@ -165,6 +175,21 @@ def test_queries_are_derived_from_the_label_that_most_outputs_carry() -> None:
     # "both" speaks for 9 only where 9 is its only class; 7 and 8 have no name.
     expected = (Query("both", "9"), Query("crane", "10"), Query("both", "only-shared"))
     assert derive_queries(Truth(Path("t"), models)) == expected
+
+
+def test_classes_are_ordered_by_value_however_long_their_numbers() -> None:
+    long = "1" + "0" * 5000
+    classes = ["b", long, "10", "9", "007", long[:-1], "a", "²"]
+    truth = Truth(Path("t"), {"m": {i: Known(f"t{i}", (cls,)) for i, cls in enumerate(classes)}})
+    assert [query.cls for query in derive_queries(truth)] == ["007", "9", "10", long[:-1], long, "a", "b", "²"]
+
+
+def test_a_truth_without_labels_cannot_ask() -> None:
+    truth = Truth(Path("t.json"), {"a": {0: Known(None, ("1",)), 1: Known("named", ())}})
+    expected = "the truth file t.json has no label to ask with: add labels, or give --queries FILE"
+    with pytest.raises(InputError) as caught:
+        derive_queries(truth)
+    assert str(caught.value) == expected
 
 
 def test_queries_from_files(tmp_path: Path) -> None:
@@ -208,6 +233,21 @@ def test_queries_that_nothing_can_answer(index: Index, tmp_path: Path) -> None:
         answerable((unicorn,), {"zoo": zoo})
 
 
+def test_parting_many_queries_takes_each_a_few_times(index: Index, tmp_path: Path) -> None:
+    hashed = []
+
+    class Counted(Query):
+        def __hash__(self) -> int:
+            hashed.append(1)
+            return hash(self.text)
+
+    zoo = read_zoo(index, read_truth(write(tmp_path / "t.json", TRUTH)))
+    queries = [Counted(f"q{i}", "0" if i % 2 else "u") for i in range(200)]
+    kept, dropped = answerable(queries, {"zoo": zoo})
+    assert (kept, dropped) == (tuple(queries[1::2]), tuple(queries[::2]))
+    assert len(hashed) <= 3 * len(queries)
+
+
 @pytest.fixture
 def pictures(index: Index, tmp_path: Path) -> Path:
     """A folder beside which the first four probes lie."""
@@ -242,6 +282,8 @@ def test_labelled_images_that_are_probes_are_recognised_by_content(index: Index,
     np.testing.assert_array_equal(images.vectors, np.stack([p[3], vector("red.png"), p[1]]))
     assert images.vectors.shape == (3, D)
     assert seen_classes(images) == {"0", "wolf"}
+    assert seen_classes(images, np.array([0, 1, 2])) == {"wolf"}
+    assert seen_classes(images, np.arange(0)) == frozenset()
     queries = (Query("cat", "0", ("unseen", "pet")), Query("chair", "seat"))
     assert group_by_seen(queries, seen_classes(images)) == (
         Query("cat", "0", ("pet", "seen")),
@@ -255,6 +297,13 @@ def test_images_that_all_are_probes_need_no_encoder(index: Index, pictures: Path
 
     table = write(pictures / "i.csv", "file,class\nimages/000.png,a\nimages/000.png,b\n")
     assert read_images(table, index, refuse).probe.tolist() == [0, 0]
+
+
+def test_labels_are_read_without_embedding(index: Index, pictures: Path) -> None:
+    table = rows_of(pictures)
+    (table.parent / "red.png").write_bytes(b"no image at all")
+    labels = read_labels(table, index)
+    assert (labels.classes, labels.probe.tolist()) == (("0", "seat", "wolf"), [3, -1, 1])
 
 
 @pytest.mark.parametrize(
@@ -280,5 +329,7 @@ def test_put_model_is_what_the_zoo_reads(tmp_path: Path) -> None:
         put_model(writer, "org/things", ("lamp", "chair"), revision="r2", seed=9)
         writer.finish()
     zoo = read_zoo(Index(made.folder), read_truth(write(tmp_path / "t.json", {"org/things": TRUTH["org/things"]})))
-    assert zoo.starts.tolist() == [0, 4, 6, 13]
-    assert zoo.labels[4:6] == ("lamp", "chair")
+    assert zoo.starts.tolist() == [0, 2]
+    assert zoo.labels == ("lamp", "chair")
+    raw = answers(("lamp", "chair"), seed=9).T.astype(np.float64)
+    np.testing.assert_allclose(zoo.responses, (raw - raw.mean(1, keepdims=True)) / raw.std(1, keepdims=True), atol=4e-3)
