@@ -89,3 +89,8 @@ def test_the_documents_link_to_what_exists() -> None:
     for document in (REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_no_document_has_an_unfilled_place() -> None:
+    for document in (REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *(REPOSITORY / "docs").glob("*.md")):
+        assert not re.findall(r"[A-Z0-9]+_(?:TABLE|SECONDS)|TODO|MEASURED", document.read_text()), document.name
