@@ -6,6 +6,8 @@ The tree::
      ├── InputError                what the user gave cannot be used
      │    ├── ProbeError           a probe set that is empty, unreadable or too small (``path``)
      │    ├── EncoderError         an encoder that cannot be loaded or that answers nonsense (``spec``)
+     │    ├── BlocksError          a network whose blocks are not known (``pattern``)
+     │    ├── ConductanceError     a network that has no conductance: a constant objective, NaN
      │    └── ConceptError         a concept that is empty or too long (``concept``)
      ├── IndexUnusableError               an index that cannot be used
      │    ├── IndexMissingError    there is no index at the path (``path``)
@@ -58,6 +60,23 @@ class EncoderError(InputError):
     def __init__(self, message: str, spec: str) -> None:
         super().__init__(message)
         self.spec = spec
+
+
+class BlocksError(InputError):
+    """The blocks of a network are not known, or a pattern names none.
+
+    Args:
+        message: One line for a person.
+        pattern: As the user gave it, None if none was given.
+    """
+
+    def __init__(self, message: str, pattern: str | None) -> None:
+        super().__init__(message)
+        self.pattern = pattern
+
+
+class ConductanceError(InputError):
+    """A network has no conductance: its objective is constant, or it answers NaN."""
 
 
 class ConceptError(InputError):
