@@ -8,9 +8,11 @@
     probe_embeddings.npy    normalised, float32 [n, d]
     background/FINGERPRINT/ phrases, embeddings, standardised similarities to the probes, the whitening
     concepts.sqlite         texts that were embedded before
-    store/                  models and outputs: the truth
+    tasks/NAME/             the sample of a task's images, copied
+    store/                  models, outputs and what is known about tasks: the truth
     responses/              full responses in float16: what the index can be made again from
     snapshots/              what queries read
+    knowledge.json          what queries read about tasks; knowledge.due beside it until it is written anew
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from engine.concepts import ConceptCache
 from engine.descriptors import ConceptDescriptors, FloatArray, concept_descriptors
 from engine.errors import IndexDamagedError, IndexUnusableError, InputError, ProbeError
 from engine.files import new_folder, read_array, read_json, write_array, write_json
+from engine.knowledge import Knowledge
 from engine.manifest import BackgroundPart, EncoderPart, Manifest, ProbesPart, read_manifest, write_manifest
 from engine.responses import ResponseArchive
 from engine.snapshot import Snapshot
@@ -160,6 +163,14 @@ class Index:
                 f"the index {self.folder} is empty: add models with 'hubhound index add --index {self.folder} MODEL...'"
             )
         return snapshot
+
+    def knowledge(self) -> Knowledge:
+        """Tasks, profiles and performance as they were last exported; nothing if there are none.
+
+        Raises:
+            IndexDamagedError: The file cannot be read.
+        """
+        return Knowledge.read(self.folder)
 
     def load_encoder(self, device: str = "cpu") -> ConceptEncoder:
         """The encoder that the index was made with.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -15,11 +15,13 @@ from engine.calibration import Background, calibrate
 from engine.descriptors import output_descriptors
 from engine.errors import IndexLockedError, IndexMismatchError
 from engine.index import Index, background_part, write_background
+from engine.knowledge import FILE, Knowledge
 from engine.manifest import write_manifest
 from engine.outputs import OutputTable
-from engine.schema import LeftOut, Model, ModelState
+from engine.schema import LeftOut, Model, ModelState, Performance, Profile, Task
 from engine.snapshot import Snapshot, write_snapshot
 from engine.store.edge import EdgeStore
+from engine.store.knowledge import Known
 
 _SNAPSHOT_SHARE = 0.05  # of the time may go into snapshots while models are being added
 
@@ -55,6 +57,7 @@ class IndexWriter:
         self._background: Background | None = None
         self._due = 0.0
         self._dirty = False
+        self._export_due = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -130,12 +133,61 @@ class IndexWriter:
         if current is None or current.state is not ModelState.INDEXED:
             self.store.upsert_model(model)
 
+    def put_task(self, task: Task) -> None:
+        """Writes a task's record; its images are :mod:`engine.tasks`' business."""
+        self._put_knowledge([task])
+
+    def put_profiles(self, profiles: Sequence[Profile]) -> None:
+        """Writes profiles, each in place of the model's former one on that task."""
+        self._put_knowledge(profiles)
+
+    def put_performance(self, performance: Sequence[Performance]) -> None:
+        """Writes known performance, each in place of the model's former value on that task."""
+        self._put_knowledge(performance)
+
+    def remove_task(self, name: str) -> None:
+        """Removes a task's record and its profiles; performance stays."""
+        self._knowledge_marker.touch()
+        self.store.delete_task(name)
+
+    def export_knowledge(self, force: bool = True) -> Knowledge | None:
+        """Writes what queries read about tasks: everything put since, and by runs that were killed before they did.
+
+        Args:
+            force: Always; otherwise only if something changed and exports have taken less than a twentieth of the time
+                lately.
+
+        Returns:
+            What was written, None if nothing was due.
+        """
+        if not force and (not self._export_needed() or time.monotonic() < self._export_due):
+            return None
+        started = time.monotonic()
+        self.store.flush()  # as with a snapshot
+        knowledge = Knowledge.of(self.store.knowledge())
+        if knowledge != Knowledge() or (self.index.folder / FILE).exists():
+            knowledge.write(self.index.folder)
+        self._knowledge_marker.unlink(missing_ok=True)
+        self._export_due = time.monotonic() + (time.monotonic() - started) / _SNAPSHOT_SHARE
+        return knowledge
+
+    @property
+    def _knowledge_marker(self) -> Path:
+        return self.index.folder / "knowledge.due"
+
+    def _export_needed(self) -> bool:
+        return self._knowledge_marker.exists() or not (self.index.folder / FILE).exists()
+
+    def _put_knowledge(self, records: Sequence[Known]) -> None:
+        self._knowledge_marker.touch()  # before the store changes: a kill in between costs one needless export
+        self.store.upsert_knowledge(records)
+
     def snapshot(self, force: bool = True) -> Snapshot | None:
         """Writes a snapshot of everything indexed so far.
 
         Args:
-            force: Always; otherwise only if something changed and snapshots have taken less than a twentieth of the
-                time lately.
+            force: Always, and what is known about tasks with it; otherwise only if something changed and snapshots have
+                taken less than a twentieth of the time lately.
 
         Returns:
             The snapshot, None if none was due.
@@ -143,6 +195,8 @@ class IndexWriter:
         if not force and (not self._dirty or time.monotonic() < self._due):
             return None
         started = time.monotonic()
+        if force:
+            self.export_knowledge()
         self.recalibrate()
         self.store.flush()  # a snapshot must not outlive, in a power cut, the outputs that it was made from
         root = self.index.folder / "snapshots"
@@ -191,9 +245,11 @@ class IndexWriter:
         return len(stale)
 
     def finish(self) -> None:
-        """Ends a run: snapshot if anything changed, optimised store, no leftovers."""
+        """Ends a run: snapshot and export if anything changed, optimised store, no leftovers."""
         if self._dirty or Snapshot.open(self.index.folder / "snapshots") is None:
             self.snapshot()
+        if self._export_needed():
+            self.export_knowledge()
         self.store.optimize()
         snapshot = Snapshot.open(self.index.folder / "snapshots")
         keep = {self.index.manifest.background.fingerprint[:16], snapshot.background[:16] if snapshot else ""}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.outputs import OutputTable
-from engine.schema import Model
+from engine.schema import Model, Performance, Profile, Task
+from engine.store.knowledge import KIND, MODEL, NAME, PERFORMANCE_KIND, PROFILE_KIND, TASK, TASK_KIND, Known
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,14 @@ class StoreHit:
 
 
 class DescriptorStore(abc.ABC):
-    """Keeps models and their outputs durably: what is acknowledged survives a kill.
+    """Keeps models, their outputs and what is known about tasks durably: what is acknowledged survives a kill.
 
     Outputs and models are separate collections. An output counts only if its model's record names the same revision:
     writing outputs first and the model's record last makes a replacement visible at once, and an interrupted one
     invisible.
+
+    Tasks, profiles and known performance are a third collection (:mod:`engine.store.knowledge`). It is made when the
+    first of them is written; until then there is nothing to be read.
     """
 
     layout: StoreLayout
@@ -97,6 +101,54 @@ class DescriptorStore(abc.ABC):
     @abc.abstractmethod
     def count_outputs(self) -> int:
         """Number of outputs stored, including any that no model's record claims."""
+
+    @abc.abstractmethod
+    def upsert_knowledge(self, records: Sequence[Known]) -> None:
+        """Writes tasks, profiles and performance, each in place of what has its id; acknowledged when it returns.
+
+        They come back bit for bit. To copy a store's knowledge, write the other's :meth:`knowledge`.
+        """
+
+    def knowledge(self) -> list[Known]:
+        """All tasks by name, then all profiles and all performance by model and task."""
+        return self._knowledge({})
+
+    def tasks(self) -> list[Task]:
+        """All tasks by name."""
+        return [record for record in self._knowledge({KIND: TASK_KIND}) if isinstance(record, Task)]
+
+    def profiles(self, model: str | None = None, task: str | None = None) -> list[Profile]:
+        """The profiles by model and task: of one model, on one task, or all.
+
+        Args:
+            model: As it was named.
+            task: Name of the task.
+        """
+        given = {field: value for field, value in {MODEL: model, TASK: task}.items() if value is not None}
+        found = self._knowledge({KIND: PROFILE_KIND, **given})
+        return [record for record in found if isinstance(record, Profile)]
+
+    def performance(self) -> list[Performance]:
+        """All known performance by model and task."""
+        return [record for record in self._knowledge({KIND: PERFORMANCE_KIND}) if isinstance(record, Performance)]
+
+    def delete_task(self, name: str) -> None:
+        """Removes a task and its profiles; performance stays, it does not depend on the sample."""
+        # The profiles first: a kill in between leaves a task without profiles, not profiles of nothing.
+        self._delete_knowledge({KIND: PROFILE_KIND, TASK: name})
+        self._delete_knowledge({KIND: TASK_KIND, NAME: name})
+
+    def delete_profiles(self, model: str) -> None:
+        """Removes the profiles of one model."""
+        self._delete_knowledge({KIND: PROFILE_KIND, MODEL: model})
+
+    @abc.abstractmethod
+    def _knowledge(self, where: Mapping[str, str]) -> list[Known]:
+        """The records whose payload fields have these values, in ``known_order``."""
+
+    @abc.abstractmethod
+    def _delete_knowledge(self, where: Mapping[str, str]) -> None:
+        """Removes the records whose payload fields have these values."""
 
     @abc.abstractmethod
     def query_local(

@@ -1,4 +1,4 @@
-"""The embedded store: two shards of the Qdrant engine in a folder, no server.
+"""The embedded store: shards of the Qdrant engine in a folder, no server.
 
 ::
 
@@ -6,6 +6,7 @@
     FOLDER/write.lock    held by the one process that has the store open
     FOLDER/outputs/      a shard with a point an output (:mod:`engine.store.records`)
     FOLDER/models/       a shard with a point a model
+    FOLDER/profiles/     a shard with a point a task, profile or performance; made with the first of them
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +30,7 @@ from engine.outputs import OutputTable
 from engine.schema import Model
 from engine.store import records
 from engine.store.base import DescriptorStore, StoreHit, StoreLayout
+from engine.store.knowledge import MODEL, Known, known_batches, known_order, known_record
 from engine.store.shard import Shard, engine_errors
 
 _FORMAT = 1
@@ -51,13 +54,17 @@ class EdgeStore(DescriptorStore):
         layout: What its vectors are made of.
         outputs: Shard of the outputs.
         models: Shard of the models.
+        profiles: Shard of tasks, profiles and performance, None before the first.
         held: Closes the shards and releases the lock.
     """
 
-    def __init__(self, path: Path, layout: StoreLayout, outputs: Shard, models: Shard, held: ExitStack) -> None:
+    def __init__(
+        self, path: Path, layout: StoreLayout, outputs: Shard, models: Shard, profiles: Shard | None, held: ExitStack
+    ) -> None:
         self.layout = layout
         self._path = path
         self._shards: tuple[Shard, Shard] | None = (outputs, models)
+        self._profiles = profiles
         self._held = held
 
     @classmethod
@@ -84,7 +91,7 @@ class EdgeStore(DescriptorStore):
             held.callback(outputs.close)
             with engine_errors("create", path):
                 _write_layout(path / _LAYOUT_FILE, layout)
-            return cls(path, layout, outputs, models, held.pop_all())
+            return cls(path, layout, outputs, models, None, held.pop_all())
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -107,7 +114,11 @@ class EdgeStore(DescriptorStore):
             held.callback(models.close)
             outputs = Shard.open(path / "outputs")
             held.callback(outputs.close)  # closed in reverse: no record may reach the disk before what it vouches for
-            return cls(path, layout, outputs, models, held.pop_all())
+            profiles = None
+            if (path / "profiles").exists():
+                profiles = Shard.open(path / "profiles")
+                held.callback(profiles.close)
+            return cls(path, layout, outputs, models, profiles, held.pop_all())
 
     def upsert_outputs(self, table: OutputTable) -> None:
         """See :meth:`DescriptorStore.upsert_outputs`."""
@@ -166,6 +177,42 @@ class EdgeStore(DescriptorStore):
         outputs, _ = self._open()
         return outputs.count()
 
+    def upsert_knowledge(self, records: Sequence[Known]) -> None:
+        """See :meth:`DescriptorStore.upsert_knowledge`."""
+        self._open()
+        if not records:
+            return
+        if self._profiles is None:
+            self._profiles = self._create_profiles()
+        with engine_errors("write to", self._path):
+            batches = [([qe.Point(i, {}, payload) for i, payload in made], n) for made, n in known_batches(records)]
+        for points, size_bytes in batches:
+            self._profiles.upsert(points, size_bytes)
+
+    def _knowledge(self, where: Mapping[str, str]) -> list[Known]:
+        self._open()
+        if self._profiles is None:
+            return []
+        with engine_errors("read", self._path):
+            stored = self._profiles.scroll(_filter(where), payload=True, vectors=False)
+            return sorted((known_record(point.payload) for point in stored), key=known_order)
+
+    def _delete_knowledge(self, where: Mapping[str, str]) -> None:
+        self._open()
+        if self._profiles is not None:
+            self._profiles.delete(_filter(where))
+
+    def _create_profiles(self) -> Shard:
+        # Nothing but its folder says that this shard exists: it must not have the name before it is complete.
+        new, path = self._path / "profiles.new", self._path / "profiles"
+        with engine_errors("create", path):
+            shutil.rmtree(new, ignore_errors=True)
+            Shard.create(new, _models_config(), indexed=MODEL).close()
+            new.rename(path)
+        shard = Shard.open(path)
+        self._held.callback(shard.close)
+        return shard
+
     def query_local(
         self, indices: npt.NDArray[np.uint32], values: npt.NDArray[np.float32], limit: int
     ) -> list[StoreHit]:
@@ -187,23 +234,27 @@ class EdgeStore(DescriptorStore):
 
         Until then the newest outputs lie in a segment whose sparse index is in memory, 2 to 5 KB an output.
         """
-        for shard in self._open():
+        for shard in self._all():
             shard.optimize()
 
     def flush(self) -> None:
         """See :meth:`DescriptorStore.flush`."""
-        for shard in self._open():  # the outputs first, as when closing
+        for shard in self._all():  # the outputs before the models, as when closing
             shard.flush()
 
     def close(self) -> None:
         """See :meth:`DescriptorStore.close`."""
-        self._shards = None
+        self._shards = self._profiles = None
         self._held.close()
 
     def _open(self) -> tuple[Shard, Shard]:
         if self._shards is None:
             raise StoreError(f"the store in {self._path} is closed", self._path)
         return self._shards
+
+    def _all(self) -> list[Shard]:
+        profiles = [] if self._profiles is None else [self._profiles]
+        return [*profiles, *self._open()]
 
 
 def _outputs_config(layout: StoreLayout) -> qe.EdgeConfig:
@@ -235,6 +286,10 @@ def _models_config() -> qe.EdgeConfig:
 
 def _equals(field: str, value: str) -> Any:  # the stubs' lists of conditions are invariant
     return qe.FieldCondition(key=field, match=qe.MatchValue(value))
+
+
+def _filter(where: Mapping[str, str]) -> qe.Filter:
+    return qe.Filter(must=[_equals(field, value) for field, value in where.items()])
 
 
 def _point(point: records.OutputPoint) -> qe.Point:

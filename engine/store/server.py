@@ -1,14 +1,15 @@
-"""The store on a Qdrant server or cluster: the same records as the embedded one in two collections.
+"""The store on a Qdrant server or cluster: the same records as the embedded one in three collections.
 
 ``NAME_outputs`` has a point an output (:mod:`engine.store.records`), ``NAME_models`` a point a model. The layout is
-metadata of ``NAME_models``, which is created last, so that a store is complete when it has one.
+metadata of ``NAME_models``, which is created last, so that a store is complete when it has one. ``NAME_profiles`` has a
+point a task, profile or performance (:mod:`engine.store.knowledge`); it is made with the first of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ from engine.outputs import OutputTable
 from engine.schema import Model
 from engine.store import records
 from engine.store.base import DescriptorStore, StoreHit, StoreLayout
+from engine.store.knowledge import MODEL, Known, known_batches, known_order, known_record
 
 _FORMAT = 1
 
@@ -61,7 +63,7 @@ class ServerStore(DescriptorStore):
         self.layout = layout
         self._client = client
         self._name = name
-        self._outputs, self._models = f"{name}_outputs", f"{name}_models"
+        self._outputs, self._models, self._profiles = f"{name}_outputs", f"{name}_models", f"{name}_profiles"
         self._where = str(client.init_options.get("url") or client.init_options.get("path") or "this process")
 
     @classmethod
@@ -82,8 +84,9 @@ class ServerStore(DescriptorStore):
                 raise StoreError(
                     f"there is a store {name} on the server already: open it, or delete it first", store._where
                 )
-            if client.collection_exists(store._outputs):  # an interrupted creation
-                client.delete_collection(store._outputs)
+            for left in (store._outputs, store._profiles):  # by an interrupted creation, or of a deleted store
+                if client.collection_exists(left):
+                    client.delete_collection(left)
             # As in the embedded store: no graph, it would silently miss most of the best inner products.
             dense = qm.VectorParams(
                 size=layout.dimension + 1,
@@ -97,13 +100,9 @@ class ServerStore(DescriptorStore):
                 vectors_config={records.GLOBAL: dense},
                 sparse_vectors_config={records.LOCAL: sparse},
             )
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Payload indexes have no effect in the local Qdrant")
-                index = qm.KeywordIndexParams(type=qm.KeywordIndexType.KEYWORD, is_tenant=True)
-                client.create_payload_index(store._outputs, records.REPO, index)
+            store._create_tenant_index(store._outputs, records.REPO)
             metadata = {"format": _FORMAT, **dataclasses.asdict(layout)}
-            none = {"none": qm.SparseVectorParams()}  # as in the embedded store: a vector that stays empty
-            client.create_collection(store._models, vectors_config={}, sparse_vectors_config=none, metadata=metadata)
+            client.create_collection(store._models, vectors_config={}, sparse_vectors_config=_none(), metadata=metadata)
             if client.get_collection(store._models).config.metadata != metadata:
                 client.delete_collection(store._models)
                 raise StoreError(
@@ -194,6 +193,44 @@ class ServerStore(DescriptorStore):
         with self._errors("read"):
             return self._client.count(self._outputs, exact=True).count
 
+    def upsert_knowledge(self, records: Sequence[Known]) -> None:
+        """See :meth:`DescriptorStore.upsert_knowledge`."""
+        with self._errors("write to"):
+            for made, _ in known_batches(records):
+                if not self._has_profiles():
+                    self._create_profiles()
+                points = [qm.PointStruct(id=point_id, vector={}, payload=payload) for point_id, payload in made]
+                self._client.upsert(self._profiles, points, wait=True)
+
+    def _knowledge(self, where: Mapping[str, str]) -> list[Known]:
+        with self._errors("read"):
+            if not self._has_profiles():
+                return []
+            stored = self._scroll(self._profiles, _filter(where), True, False)
+            return sorted((known_record(record.payload or {}) for record in stored), key=known_order)
+
+    def _delete_knowledge(self, where: Mapping[str, str]) -> None:
+        with self._errors("write to"):
+            if self._has_profiles():
+                self._client.delete(self._profiles, qm.FilterSelector(filter=_filter(where)), wait=True)
+
+    def _has_profiles(self) -> bool:
+        return self._client.collection_exists(self._profiles)
+
+    def _create_profiles(self) -> None:
+        try:
+            self._client.create_collection(self._profiles, vectors_config={}, sparse_vectors_config=_none())
+        except Exception:
+            if not self._has_profiles():  # another writer may have been quicker
+                raise
+        self._create_tenant_index(self._profiles, MODEL)
+
+    def _create_tenant_index(self, collection: str, field: str) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Payload indexes have no effect in the local Qdrant")
+            index = qm.KeywordIndexParams(type=qm.KeywordIndexType.KEYWORD, is_tenant=True)
+            self._client.create_payload_index(collection, field, index)
+
     def query_local(
         self, indices: npt.NDArray[np.uint32], values: npt.NDArray[np.float32], limit: int
     ) -> list[StoreHit]:
@@ -253,6 +290,14 @@ class ServerStore(DescriptorStore):
             else:
                 message = f"cannot {doing} the store {self._name} at {self._where}: {text}"
             raise StoreError(message, self._where) from error
+
+
+def _none() -> dict[str, qm.SparseVectorParams]:
+    return {"none": qm.SparseVectorParams()}  # as in the embedded store: a vector that stays empty
+
+
+def _filter(where: Mapping[str, str]) -> qm.Filter:
+    return qm.Filter(must=[_equals(field, value) for field, value in where.items()])
 
 
 def _equals(field: str, value: str) -> qm.FieldCondition:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from qdrant_client import QdrantClient
 
 from engine.distance import METHODS
 from engine.errors import IndexMismatchError, IndexMissingError, StoreError
@@ -18,20 +15,11 @@ from engine.schema import LeftOut, Model
 from engine.store import records
 from engine.store.base import DescriptorStore, StoreLayout
 from engine.store.edge import EdgeStore
-from engine.store.server import ServerStore, connect
 from tests.support.output_tables import assert_same, fast_folder, make_table
+from tests.support.stores import KINDS, Place, store_place
 
-URL = os.environ.get("HUBHOUND_TEST_QDRANT_URL")
 N, R, D = 40, 6, 4
 LAYOUT = StoreLayout(probes=N, top_r=R, dimension=D)
-
-
-@dataclass
-class Place:
-    """Where a store of one kind is made and found again."""
-
-    create: Callable[[StoreLayout], DescriptorStore]
-    open: Callable[[], DescriptorStore]
 
 
 @pytest.fixture
@@ -40,34 +28,10 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield made
 
 
-@pytest.fixture(params=["edge", "local", pytest.param("server", marks=pytest.mark.server)])
+@pytest.fixture(params=KINDS)
 def place(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
-    if request.param == "edge":
-        path = folder / "store"
-        yield Place(lambda layout: EdgeStore.create(path, layout), lambda: EdgeStore.open(path))
-        return
-    if request.param == "server" and URL is None:
-        pytest.skip("no Qdrant server: HUBHOUND_TEST_QDRANT_URL is not set")
-    name = f"test_{uuid.uuid4().hex}"
-
-    def client() -> QdrantClient:
-        return QdrantClient(path=str(folder / "local")) if URL is None or request.param == "local" else connect(URL)
-
-    def make(build: Callable[[QdrantClient], DescriptorStore]) -> DescriptorStore:
-        fresh = client()
-        try:
-            return build(fresh)
-        except Exception:
-            fresh.close()
-            raise
-
-    yield Place(
-        lambda layout: make(lambda fresh: ServerStore.create(fresh, name, layout)),
-        lambda: make(lambda fresh: ServerStore.open(fresh, name)),
-    )
-    if request.param == "server":
-        for collection in (f"{name}_outputs", f"{name}_models"):
-            client().delete_collection(collection)
+    with store_place(request.param, folder) as made:
+        yield made
 
 
 @pytest.fixture
