@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from query.cli.bench import Bench
+from query.cli.eval_recommend import recommend
 from query.cli.output import format_option, index_option, note, progress
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ _PARAMETERS = ("r", "probes", "background", "k", "templates", "probe-source")
 @click.group()
 def evaluate() -> None:
     """Measure how good search is."""
+
+
+evaluate.add_command(recommend)
 
 
 def _listed(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
