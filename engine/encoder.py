@@ -48,7 +48,7 @@ class ConceptEncoder:
         self._preprocess = preprocess
         self._tokenizer = tokenizer
         self._way: Way | None = None
-        self.fingerprint = _fingerprint(model)
+        self.fingerprint = weights_fingerprint(model)
         self.dimension = int(self.encode_texts(["a"], ("{}",)).shape[1])
 
     @classmethod
@@ -64,22 +64,8 @@ class ConceptEncoder:
         Raises:
             EncoderError: The specification is malformed, or the encoder is missing, broken or cannot be fetched.
         """
+        model, preprocess, tokenizer = open_dual_encoder(spec)
         spec = absolute_spec(spec)
-        kind, _, name = spec.partition(":")
-        if kind != "open_clip" or not name:
-            raise EncoderError(
-                f"encoder {spec!r}: use open_clip:ARCH/PRETRAINED, open_clip:hf-hub:ORG/NAME "
-                "or open_clip:local-dir:FOLDER",
-                spec,
-            )
-        try:
-            with _quiet():
-                model, preprocess, tokenizer = _open(spec, name)
-        except EncoderError:
-            raise
-        except Exception as error:  # open_clip and the libraries below raise anything
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise EncoderError(f"encoder {spec!r} cannot be loaded: {reason}", spec) from error
         return cls(spec, model, preprocess, tokenizer, device or torch.device("cpu"))
 
     def encode_texts(self, texts: Sequence[str], templates: Sequence[str]) -> FloatArray:
@@ -170,6 +156,35 @@ def absolute_spec(spec: str) -> str:
     return prefix + str(Path(spec.removeprefix(prefix)).expanduser().resolve())
 
 
+def open_dual_encoder(spec: str) -> tuple[Any, Callable[[Image.Image], torch.Tensor], Any]:
+    """Loads a vision-language model.
+
+    Args:
+        spec: As ``ConceptEncoder.load`` takes it.
+
+    Returns:
+        The model, the preprocessing of its image tower, its tokenizer.
+
+    Raises:
+        EncoderError: The specification is malformed, or the model is missing, broken or cannot be fetched.
+    """
+    spec = absolute_spec(spec)
+    kind, _, name = spec.partition(":")
+    if kind != "open_clip" or not name:
+        raise EncoderError(
+            f"encoder {spec!r}: use open_clip:ARCH/PRETRAINED, open_clip:hf-hub:ORG/NAME or open_clip:local-dir:FOLDER",
+            spec,
+        )
+    try:
+        with _quiet():
+            return _open(spec, name)
+    except EncoderError:
+        raise
+    except Exception as error:  # open_clip and the libraries below raise anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EncoderError(f"encoder {spec!r} cannot be loaded: {reason}", spec) from error
+
+
 class _EndedError(Exception):
     """The images ended early."""
 
@@ -204,7 +219,8 @@ def _open(spec: str, name: str) -> tuple[Any, Any, Any]:
     return model, preprocess, open_clip.get_tokenizer(architecture)
 
 
-def _fingerprint(model: torch.nn.Module) -> str:
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 over the names, shapes and values of all weights, hexadecimal."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} ".encode())

@@ -150,6 +150,11 @@ class IndexWriter:
         self._knowledge_marker.touch()
         self.store.delete_task(name)
 
+    def drop_profiles(self, model: str) -> None:
+        """Removes all profiles of a model."""
+        self._knowledge_marker.touch()
+        self.store.delete_profiles(model)
+
     def export_knowledge(self, force: bool = True) -> Knowledge | None:
         """Writes what queries read about tasks: everything put since, and by runs that were killed before they did.
 

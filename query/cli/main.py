@@ -20,6 +20,8 @@ _COMMANDS = {
     "index": ("query.cli.index", "index", "Make, fill and check an index."),
     "search": ("query.cli.search", "search", "Find the models that recognise a concept."),
     "eval": ("query.cli.evaluate", "evaluate", "Measure how good search is."),
+    "recommend": ("query.cli.recommend", "recommend", "Find the vision-language model for some images."),
+    "profile": ("query.cli.profile", "profile", "Compute models' conductance on tasks."),
     "task": ("query.cli.task", "task", "Keep samples of images that models are profiled on."),
     "performance": ("query.cli.performance", "performance", "Keep how well models are known to do on tasks."),
     "describe": ("query.cli.describe", "describe", "Names for what a model's outputs recognise."),

@@ -24,7 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Advance(Protocol):
     """Moves a progress bar; a total of 0 is unknown."""
 
-    def __call__(self, done: int, total: int, description: str | None = None, /) -> None:
+    def __call__(self, done: float, total: float, description: str | None = None, /) -> None:
         """Shows how far things are."""
 
 
@@ -167,7 +167,7 @@ def bars() -> Iterator[Callable[[str, str], Advance]]:
         def add(description: str, unit: str) -> Advance:
             task = live.add_task(description, total=None, rate="")
 
-            def advance(done: int, total: int, text: str | None = None, /) -> None:
+            def advance(done: float, total: float, text: str | None = None, /) -> None:
                 now = live.tasks[live.task_ids.index(task)]
                 if text is not None and text != now.description:
                     # Another thing is being counted when it starts again from less: its rate and time are its own.

@@ -1,0 +1,274 @@
+"""Profiling: a model and some images become conductance profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.conductance_cache import ConductanceCache, ProfileKey
+from engine.errors import ConductanceError, IndexMismatchError, InputError
+from engine.probes import open_image
+from engine.schema import Profile, Task
+from indexers.towers import LoadOptions, Tower, TowerSource, load_tower
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from engine.conductance import Precision
+
+Float64Array = npt.NDArray[np.float64]
+
+Progress = Callable[[str, float, float], None]
+"""Called with (what is being done, images done, images); parts of images count."""
+
+_SMALLEST = 2  # inputs of a pass: steps overlap by one
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """How profiles are computed.
+
+    Attributes:
+        n_steps: Steps of the path.
+        precision: Of the passes: ``float32``, or ``float16`` or ``bfloat16`` by autocast.
+        pattern: Of the blocks, None for those that are found.
+        max_batch: Inputs in one pass, None for as many as fit.
+        load: Limits of loading models.
+    """
+
+    n_steps: int = 50
+    precision: Precision = "float32"
+    pattern: str | None = None
+    max_batch: int | None = None
+    load: LoadOptions = field(default_factory=LoadOptions)
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image to show to a model.
+
+    Attributes:
+        path: Where it is.
+        sha256: Of its bytes, hexadecimal.
+    """
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ProfiledImages:
+    """The profiles of some images under one model.
+
+    Attributes:
+        blocks: d names.
+        rows: Mean |conductance| of each block, float64 ``[images, d]``, in the order of the images.
+        gaps: Completeness gap of each image, float64 ``[images]``.
+        revision: Of the model's weights.
+        parameters: Of the whole model.
+        computed: How many images had to be computed; the others were known.
+    """
+
+    blocks: tuple[str, ...]
+    rows: Float64Array
+    gaps: Float64Array
+    revision: str
+    parameters: int
+    computed: int
+
+
+class Profiler:
+    """Computes the profiles of one model; loads it when an image comes that it was not shown before.
+
+    Args:
+        source: The model.
+        cache: What is known already.
+        device: Where it runs.
+        settings: How.
+        recorded: A profile of the model made with these settings: what is known of its weights and blocks needs no
+            loading.
+    """
+
+    def __init__(
+        self,
+        source: TowerSource,
+        cache: ConductanceCache,
+        device: torch.device,
+        settings: ProfileSettings,
+        recorded: Profile | None = None,
+    ) -> None:
+        self._source = source
+        self._cache = cache
+        self._device = device
+        self._settings = settings
+        self._recorded = recorded
+        self._tower: Tower | None = None
+        self._blocks: dict[str, nn.Module] = {}
+        self._max_batch = settings.max_batch
+
+    def profile(self, images: Sequence[ImageFile], progress: Progress | None = None) -> ProfiledImages:
+        """The profiles of some images; each is remembered as soon as it is computed.
+
+        Args:
+            images: At least one.
+            progress: Told what is being done.
+
+        Raises:
+            InputError: There is no image.
+            IndexMismatchError: The weights are others than those that were profiled before.
+            EncoderError: The model cannot be loaded.
+            ModelError: Likewise.
+            BlocksError: Its blocks are not known.
+            ConductanceError: It has no conductance, or not enough memory.
+            ProbeError: An image cannot be read.
+        """
+        if not images:
+            raise InputError("there is no image to profile a model on")
+        tell = progress or _silent
+        key = self._key(tell)
+        wanted = {image.sha256: image for image in images}
+        known = self._cache.get(key, list(wanted))
+        rows = dict(known.rows) if known else {}
+        parameters = known.parameters if known else 0
+        missing = [image for sha256, image in wanted.items() if sha256 not in rows]
+        done = 0
+        while done < len(missing):
+            tower = self._load(tell)
+            parameters = tower.parameters
+            new = self._some(tower, missing[done:], partial(_shift, tell, done, len(missing)))
+            self._cache.put(key, parameters, new)
+            rows |= new
+            done += len(new)
+            tell("profiling", done, len(missing))
+        kept = [rows[image.sha256] for image in images]
+        return ProfiledImages(
+            key.blocks,
+            np.stack([row for row, _ in kept]),
+            np.array([gap for _, gap in kept]),
+            key.revision,
+            parameters,
+            len(missing),
+        )
+
+    def _key(self, tell: Progress) -> ProfileKey:
+        settings, recorded = self._settings, self._recorded
+        if recorded is None:
+            tower = self._load(tell)
+            revision, blocks = tower.revision, tuple(self._blocks)
+        else:
+            revision, blocks = recorded.revision, recorded.blocks
+        return ProfileKey(self._source.name, revision, blocks, settings.n_steps, settings.precision)
+
+    def _load(self, tell: Progress) -> Tower:
+        if self._tower is not None:
+            return self._tower
+        from engine.blocks import find_blocks
+
+        tell("loading", 0, 0)
+        tower = load_tower(self._source, self._device, self._settings.load)
+        recorded = self._recorded
+        if recorded is None:
+            self._blocks = find_blocks(tower.module, self._settings.pattern)
+        elif tower.revision != recorded.revision:
+            raise IndexMismatchError(
+                f"the weights of {self._source.name} are not those that were profiled: profile the model again with "
+                f"'hubhound profile {self._source.place} --again'",
+                "weights",
+                recorded.revision,
+                tower.revision,
+            )
+        else:
+            self._blocks = {name: tower.module.get_submodule(name) for name in recorded.blocks}
+        self._tower = tower
+        return tower
+
+    def _some(
+        self, tower: Tower, images: Sequence[ImageFile], tell: Callable[[float], None]
+    ) -> dict[str, tuple[Float64Array, float]]:
+        """The profiles of the first few of some images: as many as are computed at once."""
+        import torch
+
+        from engine.conductance import layer_conductance
+        from engine.path_memory import inputs_that_fit
+
+        settings = self._settings
+        whole = settings.n_steps + 1
+        if self._max_batch is None:
+            first = tower.preprocess(open_image(images[0].path))[None].to(self._device)
+            self._max_batch = inputs_that_fit(tower.forward, tower.module, self._blocks, first, settings.n_steps)
+        while True:
+            group = images[: max(1, self._max_batch // whole)]
+            inputs = torch.stack([tower.preprocess(open_image(image.path)) for image in group]).to(self._device)
+            share = partial(_share, tell, len(group))
+            try:
+                found = layer_conductance(
+                    tower.forward,
+                    tower.module,
+                    self._blocks,
+                    inputs,
+                    n_steps=settings.n_steps,
+                    max_batch=self._max_batch,
+                    precision=settings.precision,
+                    progress=share,
+                )
+            except RuntimeError as error:
+                if not _starved(error):
+                    raise ConductanceError(f"{tower.name} cannot be profiled: {_line(error)}") from error
+                if self._max_batch <= _SMALLEST:
+                    raise ConductanceError(
+                        f"{tower.name} needs more memory for two inputs than there is: {_line(error)}"
+                    ) from error
+                self._max_batch = max(_SMALLEST, self._max_batch // 2)
+                continue
+            gaps = found.completeness_gap
+            return {image.sha256: (found.mean_abs[i], float(gaps[i])) for i, image in enumerate(group)}
+
+
+def default_precision(device: torch.device) -> Precision:
+    """What passes are computed in unless told: half precision where it is fast, else float32."""
+    return "float16" if device.type == "cuda" else "float32"
+
+
+def make_profile(name: str, task: Task, found: ProfiledImages, settings: ProfileSettings) -> Profile:
+    """The record of a model's profile on a task: the mean over its images."""
+    return Profile(
+        model=name,
+        revision=found.revision,
+        task=task.name,
+        task_fingerprint=task.fingerprint,
+        blocks=found.blocks,
+        conductance=tuple(found.rows.mean(axis=0).tolist()),
+        images=len(found.rows),
+        n_steps=settings.n_steps,
+        completeness_gap=float(found.gaps.mean()),
+        parameters=found.parameters,
+        precision=settings.precision,
+    )
+
+
+def _shift(tell: Progress, done: int, total: int, more: float) -> None:
+    tell("profiling", done + more, total)
+
+
+def _share(tell: Callable[[float], None], images: int, done: int, total: int) -> None:
+    tell(images * done / total)
+
+
+def _silent(what: str, done: float, total: float) -> None:
+    """No progress is wanted."""
+
+
+def _starved(error: RuntimeError) -> bool:
+    text = str(error)
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _line(error: RuntimeError) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

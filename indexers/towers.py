@@ -1,0 +1,166 @@
+"""Vision towers to profile: of vision-language models and of classifiers, each ready to be called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import InputError
+from engine.textfiles import read_lines
+from indexers.sources import DEFAULT_MAX_SIZE_BYTES, ModelSource, expand, fetch, revision_of
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+VLM = "open_clip:"
+"""How the names of vision-language models begin."""
+
+
+@dataclass(frozen=True)
+class TowerSource:
+    """A model that a user named.
+
+    Attributes:
+        name: As profiles and performance tables name it: ``open_clip:...``, or a classifier's ``org/name``.
+        classifier: Where a classifier comes from, None for a vision-language model.
+    """
+
+    name: str
+    classifier: ModelSource | None = None
+
+    @property
+    def place(self) -> str:
+        """What a user could type to mean the same model on this machine."""
+        return str(self.classifier) if self.classifier else self.name
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Limits of loading.
+
+    Attributes:
+        max_size_bytes: Larger classifier repositories are refused.
+        allow_pickle: Also open pickled weights of classifiers, restricted to tensors.
+        cache: Where downloads of classifiers are kept; None for huggingface_hub's own place.
+    """
+
+    max_size_bytes: int = DEFAULT_MAX_SIZE_BYTES
+    allow_pickle: bool = False
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A model that is ready to be profiled.
+
+    Attributes:
+        name: As it was named.
+        revision: Hash of a vision-language model's weights, a classifier's revision.
+        module: The network, in eval mode, float32, on its device.
+        forward: Preprocessed images ``[b, 3, h, w]`` -> embeddings ``[b, e]`` that are not normalised; of a classifier
+            its answers.
+        preprocess: RGB image of any size -> float32 ``[3, h, w]``, on the CPU.
+        parameters: Of the whole model.
+    """
+
+    name: str
+    revision: str
+    module: torch.nn.Module
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    preprocess: Callable[[Image.Image], torch.Tensor]
+    parameters: int
+
+
+def expand_towers(arguments: Sequence[str]) -> list[TowerSource]:
+    """Find out which models a user means.
+
+    Args:
+        arguments: ``open_clip:...`` names, Hub ids or folders of classifiers, ``@file`` with one a line.
+
+    Returns:
+        The models in the order named, each once.
+
+    Raises:
+        InputError: An argument is none of these, or names nothing.
+    """
+    named: list[str] = []
+    for argument in arguments:
+        if argument.startswith("@"):
+            lines = [line.split(" #")[0].strip() for line in read_lines(Path(argument[1:]), "model")]
+            named += [line for line in lines if line and not line.startswith("#")]
+        else:
+            named.append(argument)
+    if not named:
+        raise InputError(f"{', '.join(arguments) or 'nothing'} names no model: write one a line")
+    found: dict[str, TowerSource] = {}
+    for name in named:
+        for source in [_vlm(name)] if name.startswith(VLM) else [TowerSource(s.repo, s) for s in expand([name])]:
+            found.setdefault(source.name, source)
+    return list(found.values())
+
+
+def load_tower(source: TowerSource, device: torch.device, options: LoadOptions | None = None) -> Tower:
+    """Fetches and loads a model.
+
+    Args:
+        source: The model.
+        device: Where it will run.
+        options: Limits.
+
+    Raises:
+        EncoderError: A vision-language model cannot be loaded.
+        ModelError: A classifier cannot be fetched or loaded.
+    """
+    if source.classifier is None:
+        return _load_vlm(source.name, device)
+    return _load_classifier(source.classifier, device, options or LoadOptions())
+
+
+def _vlm(name: str) -> TowerSource:
+    from engine.encoder import absolute_spec
+
+    return TowerSource(absolute_spec(name))
+
+
+def _load_vlm(name: str, device: torch.device) -> Tower:
+    from engine.encoder import open_dual_encoder, weights_fingerprint
+
+    model, preprocess, _ = open_dual_encoder(name)
+    revision = weights_fingerprint(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    model = model.float().eval().requires_grad_(False).to(device)
+    # CoCa normalises unless it is told not to; a normalised embedding has no conductance.
+    told = {"normalize": False} if "normalize" in inspect.signature(model.encode_image).parameters else {}
+
+    def forward(images: torch.Tensor) -> Any:
+        return model.encode_image(images, **told)
+
+    return Tower(name, revision, model, forward, preprocess, parameters)
+
+
+def _load_classifier(source: ModelSource, device: torch.device, options: LoadOptions) -> Tower:
+    from indexers.loaders import load
+
+    revision, _ = revision_of(source)
+    repository = fetch(
+        source,
+        revision,
+        max_size_bytes=options.max_size_bytes,
+        allow_pickle=options.allow_pickle,
+        cache=options.cache,
+    )
+    loaded = load(repository, allow_pickle=options.allow_pickle)
+    module = loaded.module.requires_grad_(False).to(device)
+    preprocessing = loaded.preprocessing
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return loaded.forward(module, images)
+
+    def preprocess(image: Image.Image) -> torch.Tensor:
+        return preprocessing.normalise(preprocessing.to_pixels(image))
+
+    return Tower(loaded.repo, revision, module, forward, preprocess, loaded.parameters)

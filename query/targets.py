@@ -1,0 +1,95 @@
+"""Profiling a target's images with the models that may be recommended for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from engine.conductance_cache import ConductanceCache
+from engine.errors import HubhoundError
+from engine.index import Index
+from engine.schema import Profile
+from indexers.profiler import ImageFile, ProfiledImages, Profiler, ProfileSettings
+from indexers.sources import expand
+from indexers.towers import VLM, TowerSource, expand_towers
+from query.profiled import CACHE
+from query.recommend import Candidate, TargetProfile
+
+if TYPE_CHECKING:
+    import torch
+
+Tell = Callable[[str, str, float, float], None]
+"""Called with (model, what is being done, images done, images)."""
+
+
+class TargetProfiler:
+    """Shows a target's images to models; images that a model was shown before cost nothing, not even its loading.
+
+    Args:
+        index: The index, whose memory of conductance is used and added to.
+        device: Where models run.
+        settings: How much memory may be used and how models are loaded; the number of steps, the precision and the
+            blocks are those of a model's own profiles.
+        folders: Local folders in Hub layout by the name of the model; others are looked for where they were profiled,
+            or on the Hub.
+        tell: Told what is being done.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        device: torch.device,
+        settings: ProfileSettings,
+        folders: Mapping[str, TowerSource] | None = None,
+        tell: Tell | None = None,
+    ) -> None:
+        self._cache = ConductanceCache(index.folder / CACHE)
+        self._device = device
+        self._settings = settings
+        self._folders = folders or {}
+        self._tell = tell
+
+    def __call__(self, candidate: Candidate, images: Sequence[ImageFile]) -> TargetProfile:
+        """The profile of a target under a candidate: the mean over the target's images.
+
+        Raises:
+            HubhoundError: The candidate cannot be loaded or run, or an image cannot be read.
+        """
+        found = self.images(candidate.model, images, candidate.profile)
+        return TargetProfile(found.rows.mean(axis=0), float(found.gaps.mean()), found.computed)
+
+    def images(self, model: str, images: Sequence[ImageFile], recorded: Profile | None) -> ProfiledImages:
+        """The profiles of some images under a model.
+
+        Args:
+            model: Its name.
+            images: At least one.
+            recorded: A profile of the model, whose weights, blocks and settings count; None for one without.
+
+        Raises:
+            HubhoundError: The model cannot be loaded or run, or an image cannot be read.
+        """
+        settings = self._settings
+        if recorded is not None:
+            settings = replace(settings, n_steps=recorded.n_steps, precision=recorded.precision)  # type: ignore[arg-type]
+        profiler = Profiler(self._source(model), self._cache, self._device, settings, recorded)
+        tell = self._tell
+        return profiler.profile(
+            images, None if tell is None else lambda what, done, total: tell(model, what, done, total)
+        )
+
+    def _source(self, model: str) -> TowerSource:
+        if model in self._folders:
+            return self._folders[model]
+        if model.startswith(VLM):
+            return TowerSource(model)
+        place = self._cache.place(model)
+        if place is not None and place != model:
+            try:
+                [source] = expand_towers([place])
+                return source
+            except (HubhoundError, ValueError):  # the folder is gone: the Hub may have it
+                pass
+        [found] = expand([model])
+        return TowerSource(model, found)
