@@ -17,6 +17,7 @@ from PIL import Image
 
 from engine.descriptors import FloatArray, normalise
 from engine.errors import ConceptError, EncoderError
+from engine.specs import absolute_spec
 from engine.throughput import Runner, Way
 
 _TEXT_BATCH = 64
@@ -146,14 +147,6 @@ class ConceptEncoder:
             ids = inner(text, add_special_tokens=False)["input_ids"]
             if all(token == unknown for token in ids):
                 raise ConceptError(f"the encoder's vocabulary knows no part of {text!r}: use words instead", text)
-
-
-def absolute_spec(spec: str) -> str:
-    """The same encoder from whatever folder a command is run: the folder of ``local-dir:`` as an absolute path."""
-    prefix = "open_clip:local-dir:"
-    if not spec.startswith(prefix) or spec == prefix:
-        return spec
-    return prefix + str(Path(spec.removeprefix(prefix)).expanduser().resolve())
 
 
 def open_dual_encoder(spec: str) -> tuple[Any, Callable[[Image.Image], torch.Tensor], Any]:

@@ -13,7 +13,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from engine.errors import InputError
 from engine.schema import Performance, Task
@@ -79,7 +78,7 @@ def model_name(model: str, pretrained: str) -> str:
     if not bare.startswith(_WHOLE):
         return model
     if bare.startswith("local-dir:"):
-        from engine.encoder import absolute_spec  # imports torch, which other names do not need
+        from engine.specs import absolute_spec  # imports torch, which other names do not need
 
         return absolute_spec(_OPEN_CLIP + bare)
     return _OPEN_CLIP + bare
@@ -170,9 +169,23 @@ def ranks(values: npt.NDArray[np.floating], ties: str = "average") -> Float64Arr
     if ties not in get_args(Ties):
         raise InputError(f"there is no rule {ties!r} for ties: use one of {', '.join(get_args(Ties))}")
     given = np.asarray(values, np.float64)
-    if not given.size:
-        return np.full(given.shape, np.nan)
-    return np.asarray(rankdata(-given, method=ties, axis=0, nan_policy="omit"), np.float64)
+    found = np.full(given.shape, np.nan)
+    for task, column in enumerate(given.T):
+        (known,) = np.nonzero(~np.isnan(column))
+        found[known, task] = _ranked(column[known], ties)
+    return found
+
+
+def _ranked(values: Float64Array, ties: str) -> Float64Array:
+    """Ranks of one task's values; scipy has the same, for three quarters of a second of import."""
+    if ties == "ordinal":
+        places = np.empty(len(values))
+        places[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
+        return places
+    _, group, sizes = np.unique(-values, return_inverse=True, return_counts=True)
+    last = np.cumsum(sizes)
+    best = last - sizes + 1
+    return np.asarray((best if ties == "min" else (best + last) / 2)[group], np.float64)
 
 
 def _lines(path: Path, what: str) -> list[tuple[int, list[str]]]:

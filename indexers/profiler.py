@@ -90,7 +90,7 @@ class Profiler:
     Args:
         source: The model.
         cache: What is known already.
-        device: Where it runs.
+        device: Where it runs, as ``throughput.pick_device`` takes it; looked for when the model is loaded.
         settings: How.
         recorded: A profile of the model made with these settings: what is known of its weights and blocks needs no
             loading.
@@ -100,13 +100,13 @@ class Profiler:
         self,
         source: TowerSource,
         cache: ConductanceCache,
-        device: torch.device,
+        device: str,
         settings: ProfileSettings,
         recorded: Profile | None = None,
     ) -> None:
         self._source = source
         self._cache = cache
-        self._device = device
+        self._device_name = device
         self._settings = settings
         self._recorded = recorded
         self._tower: Tower | None = None
@@ -170,9 +170,10 @@ class Profiler:
         if self._tower is not None:
             return self._tower
         from engine.blocks import find_blocks
+        from engine.throughput import pick_device
 
         tell("loading", 0, 0)
-        tower = load_tower(self._source, self._device, self._settings.load)
+        tower = load_tower(self._source, pick_device(self._device_name), self._settings.load)
         recorded = self._recorded
         if recorded is None:
             self._blocks = find_blocks(tower.module, self._settings.pattern)
@@ -201,11 +202,11 @@ class Profiler:
         settings = self._settings
         whole = settings.n_steps + 1
         if self._max_batch is None:
-            first = tower.preprocess(open_image(images[0].path))[None].to(self._device)
+            first = tower.preprocess(open_image(images[0].path))[None].to(tower.device)
             self._max_batch = inputs_that_fit(tower.forward, tower.module, self._blocks, first, settings.n_steps)
         while True:
             group = images[: max(1, self._max_batch // whole)]
-            inputs = torch.stack([tower.preprocess(open_image(image.path)) for image in group]).to(self._device)
+            inputs = torch.stack([tower.preprocess(open_image(image.path)) for image in group]).to(tower.device)
             share = partial(_share, tell, len(group))
             try:
                 found = layer_conductance(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from engine.conductance_cache import ConductanceCache
 from engine.errors import InputError
@@ -13,9 +12,6 @@ from engine.schema import Profile, Task
 from engine.writer import IndexWriter
 from indexers.profiler import ImageFile, Profiler, ProfileSettings, Progress, make_profile
 from indexers.towers import TowerSource
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def profile_model(
     writer: IndexWriter,
     source: TowerSource,
     tasks: Mapping[Task, Sequence[ImageFile]],
-    device: torch.device,
+    device: str,
     settings: ProfileSettings,
     *,
     again: bool = False,
@@ -62,7 +58,7 @@ def profile_model(
         writer: The index.
         source: The model.
         tasks: Tasks with the images of their samples.
-        device: Where the model runs.
+        device: Where the model runs, as ``throughput.pick_device`` takes it.
         settings: How profiles are computed.
         again: Make all its profiles anew, also those on other tasks are dropped: they are of other weights or settings.
         progress: Told what is being done, in images of all tasks.

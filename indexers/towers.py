@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InputError
+from engine.specs import absolute_spec
 from engine.textfiles import read_lines
 from indexers.sources import DEFAULT_MAX_SIZE_BYTES, ModelSource, expand, fetch, revision_of
 
@@ -65,6 +66,7 @@ class Tower:
             its answers.
         preprocess: RGB image of any size -> float32 ``[3, h, w]``, on the CPU.
         parameters: Of the whole model.
+        device: Where it runs.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Tower:
     forward: Callable[[torch.Tensor], torch.Tensor]
     preprocess: Callable[[Image.Image], torch.Tensor]
     parameters: int
+    device: torch.device
 
 
 def expand_towers(arguments: Sequence[str]) -> list[TowerSource]:
@@ -121,8 +124,6 @@ def load_tower(source: TowerSource, device: torch.device, options: LoadOptions |
 
 
 def _vlm(name: str) -> TowerSource:
-    from engine.encoder import absolute_spec
-
     return TowerSource(absolute_spec(name))
 
 
@@ -139,7 +140,7 @@ def _load_vlm(name: str, device: torch.device) -> Tower:
     def forward(images: torch.Tensor) -> Any:
         return model.encode_image(images, **told)
 
-    return Tower(name, revision, model, forward, preprocess, parameters)
+    return Tower(name, revision, model, forward, preprocess, parameters, device)
 
 
 def _load_classifier(source: ModelSource, device: torch.device, options: LoadOptions) -> Tower:
@@ -163,4 +164,4 @@ def _load_classifier(source: ModelSource, device: torch.device, options: LoadOpt
     def preprocess(image: Image.Image) -> torch.Tensor:
         return preprocessing.normalise(preprocessing.to_pixels(image))
 
-    return Tower(loaded.repo, revision, module, forward, preprocess, loaded.parameters)
+    return Tower(loaded.repo, revision, module, forward, preprocess, loaded.parameters, device)

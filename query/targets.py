@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from engine.conductance_cache import ConductanceCache
 from engine.errors import HubhoundError
@@ -16,9 +15,6 @@ from indexers.towers import VLM, TowerSource, expand_towers
 from query.profiled import CACHE
 from query.recommend import Candidate, TargetProfile
 
-if TYPE_CHECKING:
-    import torch
-
 Tell = Callable[[str, str, float, float], None]
 """Called with (model, what is being done, images done, images)."""
 
@@ -28,7 +24,7 @@ class TargetProfiler:
 
     Args:
         index: The index, whose memory of conductance is used and added to.
-        device: Where models run.
+        device: Where models run, as ``throughput.pick_device`` takes it; looked for when one is loaded.
         settings: How much memory may be used and how models are loaded; the number of steps, the precision and the
             blocks are those of a model's own profiles.
         folders: Local folders in Hub layout by the name of the model; others are looked for where they were profiled,
@@ -39,7 +35,7 @@ class TargetProfiler:
     def __init__(
         self,
         index: Index,
-        device: torch.device,
+        device: str,
         settings: ProfileSettings,
         folders: Mapping[str, TowerSource] | None = None,
         tell: Tell | None = None,

@@ -138,7 +138,7 @@ def profile(models: tuple[str, ...], index_path: str, form: str, **given: Any) -
                     )
                     try:
                         outcome = profile_model(
-                            writer, source, tasks, device, settings, again=given["again"], progress=tell
+                            writer, source, tasks, str(device), settings, again=given["again"], progress=tell
                         )
                     except StoreError:
                         raise

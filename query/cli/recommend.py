@@ -76,7 +76,6 @@ def recommend(
     """
     from engine.errors import IndexUnusableError
     from engine.index import Index
-    from engine.throughput import pick_device
     from query.recommend import RecommendRequest
     from query.recommend import recommend as answer_to
     from query.request import read_images
@@ -95,7 +94,7 @@ def recommend(
             current(done, total, f"{model}: {what}")
 
         settings = pass_settings(given)
-        profiler = TargetProfiler(index, pick_device(given["device"]), settings, tell=tell)
+        profiler = TargetProfiler(index, given["device"], settings, tell=tell)
         found = answer_to(index, request, profiler, index_path)
     if form == "json":
         data_json(found.to_json())

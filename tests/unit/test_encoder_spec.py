@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.encoder import absolute_spec
+from engine.specs import absolute_spec
 
 
 def test_a_local_encoder_is_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
