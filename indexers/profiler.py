@@ -92,8 +92,8 @@ class Profiler:
         cache: What is known already.
         device: Where it runs, as ``throughput.pick_device`` takes it; looked for when the model is loaded.
         settings: How.
-        recorded: A profile of the model made with these settings: what is known of its weights and blocks needs no
-            loading.
+        recorded: A profile of the model made with these settings, or its key: what is known of its weights and blocks
+            needs no loading.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Profiler:
         cache: ConductanceCache,
         device: str,
         settings: ProfileSettings,
-        recorded: Profile | None = None,
+        recorded: Profile | ProfileKey | None = None,
     ) -> None:
         self._source = source
         self._cache = cache

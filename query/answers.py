@@ -100,6 +100,29 @@ class Result(Record):
         return tuple(hit for hit in self.hits if isinstance(hit, ModelHit))
 
 
+class Reranked(Record):
+    """What reranking did to one hit."""
+
+    model: str
+    output: int | None = Field(default=None, description="Of a hit that is an output.")
+    was: int = Field(description="Rank by the margin.")
+    rank: int = Field(description="Rank by the score.")
+    margin: float
+    score: float = Field(description="Margin and conductance, each standardised over the candidates, by weight.")
+    divergence: float | None = Field(default=None, description="From the images to the model's home profile.")
+    predicted_rank: float | None = Field(default=None, description="From the ranks that are known of the model.")
+    reason: str | None = Field(default=None, description="Why conductance says nothing of it.")
+
+
+class Rerank(Record):
+    """How hits were reranked, in the new order."""
+
+    method: str
+    weight: float = Field(description="Share of the conductance in the score; 0 leaves the order as it was.")
+    images: int = Field(description="Images that were shown to the candidates.")
+    hits: tuple[Reranked, ...]
+
+
 class SearchAnswer(Record):
     """The answer to a search."""
 
@@ -107,6 +130,7 @@ class SearchAnswer(Record):
     searched: int = Field(description="Outputs that were compared.")
     exact: bool
     seconds: float
+    rerank: Rerank | None = None
 
     def to_json(self) -> dict[str, object]:
         """Plain values under the names of the contract; what was not asked for is left out."""

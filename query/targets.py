@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from engine.conductance_cache import ConductanceCache
+from engine.conductance_cache import ConductanceCache, ProfileKey
 from engine.errors import HubhoundError
 from engine.index import Index
 from engine.schema import Profile
@@ -55,13 +55,21 @@ class TargetProfiler:
         found = self.images(candidate.model, images, candidate.profile)
         return TargetProfile(found.rows.mean(axis=0), float(found.gaps.mean()), found.computed)
 
-    def images(self, model: str, images: Sequence[ImageFile], recorded: Profile | None) -> ProfiledImages:
+    def images(
+        self,
+        model: str,
+        images: Sequence[ImageFile],
+        recorded: Profile | ProfileKey | None,
+        revision: str | None = None,
+    ) -> ProfiledImages:
         """The profiles of some images under a model.
 
         Args:
             model: Its name.
             images: At least one.
-            recorded: A profile of the model, whose weights, blocks and settings count; None for one without.
+            recorded: A profile of the model, or its key: its weights, blocks and settings count. None for a model
+                without.
+            revision: The one to fetch from the Hub, None for the newest.
 
         Raises:
             HubhoundError: The model cannot be loaded or run, or an image cannot be read.
@@ -69,13 +77,13 @@ class TargetProfiler:
         settings = self._settings
         if recorded is not None:
             settings = replace(settings, n_steps=recorded.n_steps, precision=recorded.precision)  # type: ignore[arg-type]
-        profiler = Profiler(self._source(model), self._cache, self._device, settings, recorded)
+        profiler = Profiler(self._source(model, revision), self._cache, self._device, settings, recorded)
         tell = self._tell
         return profiler.profile(
             images, None if tell is None else lambda what, done, total: tell(model, what, done, total)
         )
 
-    def _source(self, model: str) -> TowerSource:
+    def _source(self, model: str, revision: str | None) -> TowerSource:
         if model in self._folders:
             return self._folders[model]
         if model.startswith(VLM):
@@ -87,5 +95,5 @@ class TargetProfiler:
                 return source
             except (HubhoundError, ValueError):  # the folder is gone: the Hub may have it
                 pass
-        [found] = expand([model])
+        [found] = expand([model if revision is None else f"{model}@{revision}"])
         return TowerSource(model, found)

@@ -90,12 +90,15 @@ def add(
     limit = parse_size(cache_size)
     outcomes: list[Outcome] = []
     with IndexWriter(Path(index_path).expanduser()) as writer:
+        from engine.conductance_cache import ConductanceCache
         from engine.throughput import pick_device
         from indexers.pixels import PixelCache
         from indexers.prober import Prober
+        from query.profiled import CACHE
 
         probes = writer.index.probes(Path(probe_folder) if probe_folder else None)
         prober = Prober(probes, PixelCache(cache_folder(cache) / "pixels", limit), pick_device(device))
+        places = ConductanceCache(writer.index.folder / CACHE)
         try:
             with bars() as bar:
                 overall = bar("models", "")
@@ -108,6 +111,8 @@ def add(
                         current(done, total, f"{repo}: {what}")
 
                     outcomes.append(add_model(writer, prober, source, options, tell))
+                    if source.folder is not None and outcomes[-1].state == "indexed":
+                        places.remember_place(source.repo, str(source.folder))
                     writer.snapshot(force=False)
                     done = sum(outcome.outputs for outcome in outcomes if not outcome.already)
                     rate = done / (time.monotonic() - started)

@@ -28,6 +28,7 @@ Examples:
   hubhound search --images photos/forklift/ --index zoo        # by example
   hubhound search forklift --images photos/forklift/ --index zoo --evidence-image why.png
   hubhound search cat dog car --level model --index zoo        # one model for all three
+  hubhound search --images photos/forklift/ --rerank dcd --rerank-weight 0.3 --index zoo
   hubhound search --like timm/resnet50.a1_in1k#207 --index zoo
   hubhound search --like microsoft/resnet-18 --level model --index zoo
 """
@@ -82,6 +83,27 @@ Examples:
     show_default=True,
     help="What speaks for an output: what it responds to, what it is called, or both.",
 )
+@click.option(
+    "--rerank",
+    type=click.Choice(["dcd"]),
+    help="With --images: reorder the best hits by how well each model's conductance covers the images. Every candidate "
+    "is run on them and on its own best probes, which takes seconds each; once.",
+)
+@click.option(
+    "--rerank-weight",
+    type=click.FloatRange(0, 1),
+    help="Share of the conductance in the order of reranked hits; the margin has the rest.",
+)
+@click.option("--rerank-top", type=click.IntRange(min=1), help="Hits that are reranked.  [default: 10]")
+@click.option(
+    "--models",
+    "model_folders",
+    multiple=True,
+    type=click.Path(),
+    metavar="DIR",
+    help="With --rerank: where models are, folders in Hub layout; others are looked for where they were added from, or "
+    "on the Hub.",
+)
 @click.option("--explain", is_flag=True, help="Show the probes behind each hit.")
 @click.option(
     "--evidence-image",
@@ -104,6 +126,10 @@ def search(
     where: tuple[str, ...],
     method: str | None,
     evidence: str,
+    rerank: str | None,
+    rerank_weight: float | None,
+    rerank_top: int | None,
+    model_folders: tuple[str, ...],
     explain: bool,
     sheet: str | None,
     form: str,
@@ -151,11 +177,18 @@ def search(
 
         check_sheet_path(Path(sheet).expanduser())
     index = Index(_folder(index_path))
+    reranking = None
+    if rerank or rerank_weight is not None or rerank_top is not None or model_folders:
+        from query.cli.reranking import Reranking
+
+        reranking = Reranking.of(rerank, rerank_weight, rerank_top, model_folders, request)
     with bars() as bar:
         searcher = Searcher(index, progress=bar("embedding labels", "labels") if evidence != "probes" else None)
         bar("reading the question", "")  # the encoder may have to be loaded, which takes seconds
         questions = searcher.ask(request)
-        answer = searcher.answer(request, questions)
+        answer = searcher.answer(reranking.widened(request) if reranking else request, questions)
+        if reranking:
+            answer = reranking.apply(index, searcher.snapshot, answer, request, bar("reranking", ""))
     if sheet:
         from engine.distance import check_method
         from query.contact_sheet import write_contact_sheet
@@ -279,6 +312,10 @@ def _summary(answer: SearchAnswer, request: SearchRequest, index_path: str) -> N
             note(f"the index is empty: add models with 'hubhound index add --index {index_path} MODEL...'")
         return
     note(f"{answer.searched:,} outputs searched exactly in {answer.seconds * 1000:,.0f} ms")
+    if answer.rerank:
+        from query.cli.reranking import summary
+
+        note(summary(answer.rerank))
     if any(result.hits for result in answer.results):
         return
     if request.evidence == "labels":
