@@ -81,8 +81,11 @@ def _timm(tower: nn.Module) -> list[str]:
     for entry in entries:
         name = str(entry.get("module", "")) if isinstance(entry, dict) else ""
         module = _get(network, name)
-        # The stem of many networks is listed by its activation, which is no block.
-        if module is not None and name not in names and any(True for _ in module.parameters()):
+        if module is None or name in names or not list(module.parameters()):
+            continue
+        # Many networks list their stem, or the norm or activation at its end, before their stages.
+        nested = any(list(child.parameters()) for child in module.children())
+        if names or (nested and not name.startswith("stem")):
             names.append(name)
     if len(names) < 2:
         names = _numbered(network) or _sequence(network)

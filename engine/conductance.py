@@ -11,8 +11,9 @@ F is the L2 norm of the network's answer, the image embedding before it is norma
 d blocks cost d forward passes over the n + 1 inputs. Here one forward pass with a hook on every block and one backward
 pass give the y_j and g_j of all blocks, the same numbers for the time of one.
 
-The inputs may be split into chunks of consecutive steps that overlap by one, since a step needs its own gradient and
-the next step's output only: that bounds the memory and changes nothing.
+The inputs may be split into chunks of consecutive nodes. A step needs its own gradient and the next node's output
+only, so a chunk leaves the output and the gradient of its last node to the next one: that bounds the memory, no node is
+computed twice, and the result is the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -40,7 +42,11 @@ Precision = Literal["float32", "float16", "bfloat16"]
 
 _DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _SCALE = 1e3  # of gradients in half precision, which would lose small ones
-_UNIT = 1e-3  # embeddings whose norms are that close to 1 everywhere on the path have been normalised
+_UNIT = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-2}  # norms that close to 1 everywhere: normalised
+_CONSTANT = 1e-6  # norms that differ by less of the largest do so by rounding
+_AT_ONCE = 8  # steps multiplied at once: their products stay in the cache, and a GPU has enough to do
+
+_Places = list[tuple[tuple[int, ...], ...]]  # the shapes of what each block answers
 
 
 @dataclass(frozen=True)
@@ -107,24 +113,26 @@ def layer_conductance(
         raise InputError(f"n_steps is {n_steps}: at least 1 step is needed")
     batch = n_steps + 1 if max_batch is None else max_batch
     if batch < 2:
-        raise InputError(f"max_batch is {batch}: at least 2 inputs are needed, since steps overlap by one")
+        raise InputError(f"max_batch is {batch}: at least 2 inputs are needed, the two ends of a step")
     if not blocks:
         raise InputError("there are no blocks to compute the conductance of")
     alphas = 0.5 * (1 + np.polynomial.legendre.leggauss(n_steps + 1)[0])
-    zero = torch.zeros_like(images[:1]) if baseline is None else baseline.to(images).expand_as(images[:1])
+    images = images.detach()
+    zero = torch.zeros_like(images[:1]) if baseline is None else baseline.detach().to(images).expand_as(images[:1])
     per_pass = max(1, batch // (n_steps + 1))
-    scale = 1.0 if precision == "float32" else _SCALE
+    chunks = _chunks(n_steps + 1, batch if per_pass == 1 else n_steps + 1)
+    todo, done = len(images) * (n_steps + 1), 0
+    before: Tensor | None = None
     parts: list[_Sums] = []
-    steps = _chunks(n_steps, max(2, batch // min(per_pass, max(1, len(images)))))
-    todo = len(images) * sum(stop - start for start, stop in steps)
-    done = 0
     with _still(module), _Recorder(blocks) as recorder, _autocast(images.device, precision):
-        before = _norms(forward, zero, recorder)
         for first in range(0, len(images), per_pass):
             group = images[first : first + per_pass]
-            sums = _Sums(tuple(blocks), (_norms(forward, group, recorder) - before).double().cpu())
-            for start, stop in steps:
-                _sweep(forward, recorder, sums, group, zero, alphas[start:stop], scale)
+            ends = group if before is not None else torch.cat([zero, group])
+            norms, shapes = _without_graph(forward, ends, recorder)
+            before = norms[:1] if before is None else before
+            sums = _Sums(tuple(blocks), len(ends), shapes, norms[-len(group) :] - before, precision)
+            for start, stop in chunks:
+                _sweep(forward, recorder, sums, group, zero, alphas[start:stop])
                 done += len(group) * (stop - start)
                 if progress:
                     progress(done, todo)
@@ -133,56 +141,47 @@ def layer_conductance(
     return _joined(tuple(blocks), parts)
 
 
-def _chunks(n_steps: int, size: int) -> list[tuple[int, int]]:
-    """Consecutive nodes ``[start, stop)`` that overlap by one and cover all n + 1, none longer than ``size``."""
-    return [(start, min(start + size, n_steps + 1)) for start in range(0, n_steps, size - 1)]
+def _chunks(nodes: int, size: int) -> list[tuple[int, int]]:
+    """All nodes in runs ``[start, stop)`` of nearly one length, none longer than ``size``."""
+    ends = np.linspace(0, nodes, -(-nodes // size) + 1).round().astype(int).tolist()
+    return list(pairwise(ends))
 
 
-def _norms(forward: Forward, images: Tensor, recorder: _Recorder) -> Tensor:
-    """F without a graph, float32 ``[m]``."""
-    with torch.no_grad(), recorder.paused():
-        return _objective(forward(images), len(images))
+def _without_graph(forward: Forward, images: Tensor, recorder: _Recorder) -> tuple[Tensor, _Places]:
+    """F, float32 ``[m]``, and the shapes of what each block answers."""
+    try:
+        with torch.no_grad():
+            norms = _objective(forward(images), len(images))
+        return norms, [tuple(tuple(tensor.shape) for tensor in tensors) for tensors in recorder.outputs()]
+    finally:
+        recorder.clear()
 
 
 def _sweep(
-    forward: Forward,
-    recorder: _Recorder,
-    sums: _Sums,
-    group: Tensor,
-    zero: Tensor,
-    alphas: npt.NDArray[np.float64],
-    scale: float,
+    forward: Forward, recorder: _Recorder, sums: _Sums, group: Tensor, zero: Tensor, alphas: npt.NDArray[np.float64]
 ) -> None:
     """Adds the steps of one chunk; its graph is gone when this returns."""
     # float32 products of Python floats, as captum's: the same inputs to the last bit.
     inputs = torch.cat([zero + float(alpha) * (group - zero) for alpha in alphas])
-    m = len(group)
     try:
-        with torch.enable_grad():
+        with torch.no_grad(), recorder.tracing():  # no graph of what lies before the block that is run first
             objective = _objective(forward(inputs), len(inputs))
+        with torch.enable_grad():
             outputs = recorder.outputs()
             flat = [tensor for tensors in outputs for tensor in tensors]
             if not objective.requires_grad:
                 raise ConductanceError("no block influences the answer: name other blocks with --blocks PATTERN")
-            gradients = torch.autograd.grad(objective.sum() * scale, flat, allow_unused=True)
+            gradients = iter(torch.autograd.grad(objective.sum() * sums.scale, flat, allow_unused=True))
         sums.norms.append(objective.detach())
-        left = iter(gradients)
-        for i, tensors in enumerate(outputs):
-            pairs = [(tensor.detach(), gradient) for tensor, gradient in zip(tensors, left, strict=False)]
-            used = [(y, g) for y, g in pairs if g is not None]
-            if not used:
-                name = sums.blocks[i]
+        for block, tensors in enumerate(outputs):
+            found = [next(gradients) for _ in tensors]
+            if all(gradient is None for gradient in found):
                 raise ConductanceError(
-                    f"block {name} does not influence the answer: leave it out with --blocks PATTERN"
+                    f"block {sums.blocks[block]} does not influence the answer: leave it out with --blocks PATTERN"
                 )
-            for place, (y, g) in enumerate(used):
-                if len(y) != len(inputs):
-                    raise ConductanceError(
-                        f"block {sums.blocks[i]} answers {len(y)} rows for {len(inputs)} images: "
-                        "its first axis is not the batch; name other blocks with --blocks PATTERN"
-                    )
-                products = g[:-m].float() * (y[m:].float() - y[:-m].float())
-                sums.add(i, place, products.view(-1, m, *y.shape[1:]).sum(dim=0) / scale)
+            for place, (tensor, gradient) in enumerate(zip(tensors, found, strict=True)):
+                if gradient is not None:
+                    sums.add(block, place, tensor.detach(), gradient, len(inputs), len(group))
     finally:
         recorder.clear()
 
@@ -201,38 +200,77 @@ def _objective(answer: Any, rows: int) -> Tensor:
 class _Sums:
     """The conductance of a group of images while its steps are added up."""
 
-    def __init__(self, blocks: tuple[str, ...], difference: Tensor) -> None:
+    def __init__(
+        self, blocks: tuple[str, ...], rows: int, shapes: _Places, difference: Tensor, precision: Precision
+    ) -> None:
         self.blocks = blocks
-        self.difference = difference
+        self.difference = difference.double().cpu()
         self.norms: list[Tensor] = []
-        self._maps: list[list[Tensor]] = [[] for _ in blocks]
+        self.scale = 1.0 if precision == "float32" else _SCALE
         self.rows: tuple[Tensor, Tensor, list[Tensor]] | None = None
+        self._unit = _UNIT[precision]
+        self._shapes, self._shaped = shapes, rows  # of a pass of so many images
+        self._maps: list[dict[int, Tensor]] = [{} for _ in blocks]
+        self._last: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # y and g of the node before
 
-    def add(self, block: int, place: int, values: Tensor) -> None:
-        maps = self._maps[block]
-        if place < len(maps):
-            maps[place] += values
-        else:
-            maps.append(values)
+    def add(self, block: int, place: int, y: Tensor, g: Tensor, rows: int, m: int) -> None:
+        """Adds the steps between the nodes of a chunk, and the one that leads to it, to one tensor of a block."""
+        axis = self._batch_axis(block, place, y, rows)
+        y, g = y.movedim(axis, 0), g.movedim(axis, 0)
+        total = self._maps[block].setdefault(place, torch.zeros(m, *y.shape[1:], device=y.device))
+        if (block, place) in self._last:
+            last_y, last_g = self._last[block, place]
+            total.addcmul_(last_g.float(), y[:m].float() - last_y.float())
+        for start in range(0, rows - m, _AT_ONCE * m):
+            stop = min(start + _AT_ONCE * m, rows - m)
+            products = (y[start + m : stop + m].float() - y[start:stop].float()).mul_(g[start:stop])
+            total += products.view(-1, m, *products.shape[1:]).sum(dim=0)
+        self._last[block, place] = (y[-m:].clone(), g[-m:].clone())  # a view would keep the whole chunk
+
+    def _batch_axis(self, block: int, place: int, y: Tensor, rows: int) -> int:
+        """Where the images are: the axis that has as many entries as there are images, in this pass and before."""
+        known = self._shapes[block][place]
+        for axis, (then, now) in enumerate(zip(known, y.shape, strict=False)):
+            if then == self._shaped and now == rows:
+                return axis
+        raise ConductanceError(
+            f"block {self.blocks[block]} answers {tuple(y.shape)} for {rows} images: no axis counts them; "
+            "name other blocks with --blocks PATTERN"
+        )
 
     def check(self, group: Tensor, zero: Tensor) -> None:
         norms = torch.cat(self.norms)
         if not bool(torch.isfinite(norms).all()) or not bool(torch.isfinite(self.difference).all()):
             raise ConductanceError("the network answers NaN or infinity on the way from the baseline to an image")
-        if bool(((norms - 1).abs() < _UNIT).all()) and not torch.equal(group, zero.expand_as(group)):
+        if torch.equal(group, zero.expand_as(group)):
+            return  # nothing changes on the path: no conductance, rightly
+        if bool(((norms - 1).abs() < self._unit).all()):
             raise ConductanceError(
-                "the embedding is normalised, so its length is 1 everywhere and no block has any conductance: "
+                "the embedding is normalised: its length is 1 everywhere, so no block has any conductance; "
                 "give a network that answers the embedding before it is normalised"
+            )
+        if bool(norms.max() - norms.min() <= _CONSTANT * norms.max()):
+            raise ConductanceError(
+                f"the answer's length is {float(norms[0]):.6g} for the baseline, the image and all between: "
+                "it is normalised, or does not depend on the image, so no block has any conductance"
             )
 
     def reduced(self, keep_maps: bool) -> _Sums:
         """Keeps the figures of each block and lets the maps go, unless they are wanted."""
-        whole = [torch.cat([values.flatten(1) for values in maps], dim=1) for maps in self._maps]
+        maps = [[places[place] / self.scale for place in sorted(places)] for places in self._maps]
+        whole = [torch.cat([values.flatten(1) for values in tensors], dim=1) for tensors in maps]
         means = torch.stack([values.abs().mean(dim=1, dtype=torch.float64) for values in whole], dim=1).cpu()
         totals = torch.stack([values.sum(dim=1, dtype=torch.float64) for values in whole], dim=1).cpu()
-        kept = [maps[0].cpu() if len(maps) == 1 else flat.cpu() for maps, flat in zip(self._maps, whole, strict=True)]
+        for block, total in zip(self.blocks, totals.T, strict=True):
+            if not bool(torch.isfinite(total).all()):
+                raise ConductanceError(
+                    f"the gradients of block {block} are NaN or infinite: compute in float32 if this was half precision"
+                )
+        kept = [
+            tensors[0].cpu() if len(tensors) == 1 else flat.cpu() for tensors, flat in zip(maps, whole, strict=True)
+        ]
         self.rows = (means, totals, kept if keep_maps else [])
-        self._maps, self.norms = [], []
+        self._maps, self._last, self.norms = [], {}, []
         return self
 
 
@@ -253,14 +291,14 @@ def _joined(blocks: tuple[str, ...], parts: Sequence[_Sums]) -> Conductance:
 class _Recorder:
     """Hooks that keep what each block answers; gone when the block ends, whatever happened.
 
-    The network goes on with a copy: a layer that works in place would change the answer under us. Gradients start at
-    the first blocks: what lies before them needs no graph.
+    The network goes on with a copy: a layer that works in place would change the answer under us. While tracing, the
+    block that is run first turns gradients on for the rest of the pass: what lies before it needs no graph.
     """
 
     def __init__(self, blocks: Mapping[str, nn.Module]) -> None:
         self._blocks = blocks
         self._outputs: dict[str, tuple[Tensor, ...]] = {}
-        self._listening = True
+        self._tracing = False
         self._hooks = ExitStack()
 
     def __enter__(self) -> _Recorder:
@@ -287,22 +325,22 @@ class _Recorder:
         self._outputs = {}
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        self._listening = False
+    def tracing(self) -> Iterator[None]:
+        self._tracing = True
         try:
             yield
         finally:
-            self._listening = True
+            self._tracing = False
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(module: nn.Module, inputs: Any, answer: Any) -> Any:
-            if not self._listening:
-                return None
             if name in self._outputs:
                 raise ConductanceError(
                     f"block {name} runs more than once in one pass: name others with --blocks PATTERN"
                 )
             kept: list[Tensor] = []
+            if self._tracing and not self._outputs:
+                torch.set_grad_enabled(True)  # until the pass ends
             returned = _mapped(answer, kept)
             self._outputs[name] = tuple(kept)
             return returned
@@ -327,15 +365,27 @@ def _mapped(answer: Any, kept: list[Tensor]) -> Any:
 
 @contextmanager
 def _still(module: nn.Module) -> Iterator[None]:
-    """No parameter requires gradients meanwhile: none is computed, and no graph is kept before the first block."""
-    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
+    """Parameters require no gradients meanwhile: none is computed, and what only they need is not kept.
+
+    The exception are the joint projections of ``nn.MultiheadAttention``: their input does not lie in order in memory,
+    and torch makes one product of it only for weights that require gradients, else a slow one for each token. The
+    layer's own way without gradients is off too: it is not the same to the last bit.
+    """
+    before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    joint = [part.in_proj_weight for part in module.modules() if isinstance(part, nn.MultiheadAttention)]
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for parameter, _ in before:
+            parameter.requires_grad_(False)
+        for weight in joint:
+            if weight is not None:
+                weight.requires_grad_(True)
         yield
     finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)
 
 
 def _autocast(device: torch.device, precision: Precision) -> torch.autocast:
