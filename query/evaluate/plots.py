@@ -67,9 +67,9 @@ def draw(report: Report, folder: Path) -> tuple[Path, ...]:
         InputError: matplotlib is not installed.
         OSError: They cannot be written.
     """
-    with _style():
+    with style():
         folder.mkdir(parents=True, exist_ok=True)
-        return tuple(path for name, figure in _figures(report) for path in _save(figure, folder / name))
+        return tuple(path for name, figure in _figures(report) for path in save(figure, folder / name))
 
 
 def _figures(report: Report) -> Iterator[tuple[str, Figure]]:
@@ -99,7 +99,12 @@ def require_matplotlib() -> None:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """The house style of plots, for as long as it is entered.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
     require_matplotlib()
     import matplotlib
 
@@ -107,7 +112,16 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _save(figure: Figure, path: Path) -> list[Path]:
+def save(figure: Figure, path: Path) -> tuple[Path, ...]:
+    """Writes a figure that was made in the house style as ``path.png`` and ``path.svg``, each atomically.
+
+    Args:
+        figure: The figure.
+        path: Without a suffix; its folder must exist.
+
+    Raises:
+        OSError: They cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
@@ -118,9 +132,10 @@ def _save(figure: Figure, path: Path) -> list[Path]:
         def write(file: Any, suffix: str = suffix, metadata: dict[str, Any] = metadata) -> None:
             figure.savefig(file, format=suffix, dpi=_DPI, metadata=metadata, bbox_inches="tight", pad_inches=0.1)
 
-        write_atomic(target, write)
+        with style():
+            write_atomic(target, write)
         made.append(target)
-    return made
+    return tuple(made)
 
 
 def _panels(groups: Sequence[str]) -> tuple[str, ...]:

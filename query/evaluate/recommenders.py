@@ -41,6 +41,9 @@ METHODS = (*PROFILE_METHODS, *TABLE_METHODS)
 DRAWN = ("dcd", "cosine", "jsd", "random")
 """Those whose prediction depends on the seed."""
 
+DECIMALS = 9
+"""Of predicted ranks that are told apart: sums of equal weights are not exact, and ties must be ties."""
+
 _ORDER = 1  # tells the draw of a random order from the draws of images
 
 
@@ -204,7 +207,8 @@ def _weighted(method: str, case: Case) -> Float64Array:
             if apart is None:
                 predicted[:, target, i] = known.mean()  # exact where a sum of equal weights is not: ties stay ties
             else:
-                predicted[:, target, i] = source_weights(apart[:, target, others], case.gamma) @ known
+                weights = source_weights(apart[:, target, others], case.gamma)
+                predicted[:, target, i] = np.round(weights @ known, DECIMALS)
     return predicted
 
 

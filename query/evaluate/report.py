@@ -93,13 +93,45 @@ def to_markdown(report: Report) -> str:
     for part in grids(report):
         if not sweep:
             lines += [f"## {part.title}", ""]
-        lines += [_line(part.columns), _line(["---" if i < part.names else "---:" for i in range(len(part.columns))])]
-        lines += [_line(row) for row in part.rows]
-        lines += ["", part.note, ""]
-    lines += ["## Settings", "", _line(["setting", "value"]), _line(["---", "---"])]
-    lines += [_line([key, _setting(value)]) for key, value in report.settings.items()]
-    lines += [_line(["seconds", f"{report.seconds:.1f}"]), ""]
-    return "\n".join(lines)
+        lines += [*markdown_table(part.columns, part.rows, part.names), "", part.note, ""]
+    return "\n".join([*lines, *markdown_settings(report.settings, report.seconds)])
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> list[str]:
+    """The lines of a table in Markdown.
+
+    Args:
+        columns: Headings.
+        rows: A text a column.
+        names: How many of the first columns are names; the others are numbers.
+    """
+    rule = ["---" if i < names else "---:" for i in range(len(columns))]
+    cells = [columns, rule, *rows]
+    return ["| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in row) + " |" for row in cells]
+
+
+def markdown_settings(settings: Mapping[str, object], seconds: float) -> list[str]:
+    """The lines of a section in Markdown: what decided the numbers of a report, and the seconds it took."""
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in settings.items()
+    }
+    rows = [*texts.items(), ("seconds", f"{seconds:.1f}")]
+    return ["## Settings", "", *markdown_table(("setting", "value"), rows, 2), ""]
+
+
+def figure_text(figure: Figure | None, digits: int = 3, factor: float = 1.0) -> str:
+    """A figure for people, with its standard deviation if it has one; ``-`` where there is no number.
+
+    Args:
+        figure: The figure.
+        digits: After the point.
+        factor: What it is multiplied by; 100 for per cent.
+    """
+    if figure is None or math.isnan(figure.mean):
+        return "-"
+    text = f"{factor * figure.mean:.{digits}f}"
+    return text if figure.sd is None else f"{text} ± {factor * figure.sd:.{digits}f}"
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -188,35 +220,14 @@ def _note(rows: Sequence[Row], groups: Sequence[str], others: Sequence[str], tim
 def _hits(row: Row | None) -> str:
     if row is None:
         return "-"
-    return " / ".join(_per_cent(row.figures.get(name)) for name in _PAIR)
-
-
-def _per_cent(figure: Figure | None) -> str:
-    if figure is None or math.isnan(figure.mean):
-        return "-"
-    return _with_sd(figure, 100, 1)
+    return " / ".join(figure_text(row.figures.get(name), 1, 100) for name in _PAIR)
 
 
 def _figure(name: str, figure: Figure | None) -> str:
-    if figure is None or math.isnan(figure.mean):
-        return "-"
-    if name == "half-coverage":
-        return _with_sd(figure, 1, 0 if figure.sd is None else 1)
-    return _with_sd(figure, 1, 3)
-
-
-def _with_sd(figure: Figure, factor: float, digits: int) -> str:
-    text = f"{factor * figure.mean:.{digits}f}"
-    return text if figure.sd is None else f"{text} ± {factor * figure.sd:.{digits}f}"
+    if name == "half-coverage":  # a number of outputs
+        return figure_text(figure, 0 if figure is None or figure.sd is None else 1)
+    return figure_text(figure)
 
 
 def _milliseconds(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
-
-
-def _setting(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"

@@ -23,7 +23,7 @@ from engine.schema import Record
 from engine.transfer import source_weights
 from query.evaluate.ranking import REGRET, measures, regrets
 from query.evaluate.recommendation import Settings, leave_one_out
-from query.evaluate.recommenders import DRAWN, PROFILE_METHODS, Sample, distances, draw
+from query.evaluate.recommenders import DECIMALS, DRAWN, PROFILE_METHODS, Sample, distances, draw
 from query.evaluate.results import Figure
 from query.evaluate.transferred import MethodResult, RecommendationReport
 
@@ -231,7 +231,7 @@ def _cells(
             if others.any():
                 # The softmin of gamma D with sharpness 1 is that of D with sharpness gamma.
                 weights = source_weights(sharpness * apart[:, target, others], 1.0)
-                predicted[:, :, target, i] = weights @ known[i, others]
+                predicted[:, :, target, i] = np.round(weights @ known[i, others], DECIMALS)
     assert predicted is not None  # noqa: S101
     return [_measured(own, known, base.values, base.ks, ties) for own in predicted]
 

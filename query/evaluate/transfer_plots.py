@@ -1,13 +1,12 @@
 """Plots of what the analyses of recommendation found; each says one thing, in its title.
 
-Every function makes one figure; :func:`save` writes it. Heatmaps are ordered by hierarchical clustering (average
-linkage), so that what is alike stands together.
+Every function makes one figure; :func:`query.evaluate.plots.save` writes it. Heatmaps are ordered by hierarchical
+clustering (average linkage), so that what is alike stands together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +20,7 @@ from query.evaluate.proxy import CorrelationReport, ProxyReport
 from query.evaluate.ranking import REGRET
 from query.evaluate.set_coverage import CoverageReport
 from query.evaluate.transfer_analysis import GridReport, SamplingCurve, SamplingReport
-from query.evaluate.transferred import RecommendationReport
+from query.evaluate.transferred import RecommendationReport, measure_title, short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,20 +48,6 @@ _PROXIES: Mapping[str, str] = {
 }
 
 
-def save(figure: Figure, path: Path) -> tuple[Path, ...]:
-    """Writes a figure as ``path.png`` and ``path.svg``.
-
-    Args:
-        figure: Made by one of the functions here.
-        path: Without a suffix; its folder must exist.
-
-    Raises:
-        OSError: They cannot be written.
-    """
-    with plots._style():
-        return tuple(plots._save(figure, path))
-
-
 def conductance_heatmap(profiles: ImageProfiles) -> Figure:
     """Which blocks a task calls upon more than other tasks do, for one model: rows tasks, columns blocks.
 
@@ -82,7 +67,7 @@ def conductance_heatmap(profiles: ImageProfiles) -> Figure:
     limit = float(np.clip(np.abs(ratio[np.isfinite(ratio)]).max(initial=0.0), 0.1, 4.0))
     order = clustered(np.clip(ratio, -8.0, 8.0))
     stem, tails = block_labels(profiles.blocks)
-    with plots._style():
+    with plots.style():
         from matplotlib.figure import Figure
 
         height = 0.19 * len(tasks)
@@ -112,7 +97,7 @@ def grid_heatmap(report: GridReport, measures: Sequence[str] | None = None) -> F
         InputError: matplotlib is not installed.
     """
     chosen = _measures(measures, list(report.figures))
-    with plots._style():
+    with plots.style():
         from matplotlib.figure import Figure
         from matplotlib.patches import Rectangle
 
@@ -139,7 +124,7 @@ def grid_heatmap(report: GridReport, measures: Sequence[str] | None = None) -> F
             ax.set_xticks(range(len(report.gammas)), [f"{value:g}" for value in report.gammas])
             ax.set_yticks(range(len(report.etas)), [f"{value:g}" for value in report.etas])
             ax.set_xlabel("gamma (sharpness of the sources' weights)", fontsize=8)
-            ax.set_title(_measure(name), fontsize=9)
+            ax.set_title(measure_title(name), fontsize=9)
             if ax is figure.axes[0]:
                 ax.set_ylabel("eta (sharpness of the blocks)", fontsize=8)
             where = f"at eta {report.etas[best[0]]:g}, gamma {report.gammas[best[1]]:g}" if low < high else "everywhere"
@@ -159,7 +144,7 @@ def correlation_heatmap(report: CorrelationReport) -> Figure:
     order = clustered(np.nan_to_num(matrix))
     count = len(order)
     names = list(dict.fromkeys(report.families[i] for i in order))
-    with plots._style():
+    with plots.style():
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
 
@@ -196,7 +181,7 @@ def sampling_curve(report: SamplingReport, measures: Sequence[str] | None = None
     """
     sides = [(curves, what) for curves, what in ((report.source, "source"), (report.target, "target")) if curves]
     chosen = _measures(measures, list(sides[0][0][0].points[0].figures))
-    with plots._style():
+    with plots.style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(4.1 * len(sides), 2.3 * len(chosen) + 1.0), layout="constrained")
@@ -210,7 +195,7 @@ def sampling_curve(report: SamplingReport, measures: Sequence[str] | None = None
                     ax.set_title(f"{what} images varied, {fixed} {other} image{'' if fixed == 1 else 's'}", fontsize=9)
                 if i == len(chosen) - 1:
                     ax.set_xlabel(f"{what} images per task (number, logarithmic)")
-            axes[i][0].set_ylabel(_measure(name))
+            axes[i][0].set_ylabel(measure_title(name))
         if len(sides[0][0]) > 1:
             handles, labels = axes[0][0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
@@ -233,7 +218,7 @@ def seed_distribution(report: RecommendationReport, measure: str | None = None) 
     sign = 1 if name == REGRET else -1
     methods = sorted(scores, key=lambda method: sign * float(scores[method].mean()))
     drawn = {own.method: own.drawn for own in report.results}
-    with plots._style():
+    with plots.style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6.6, 0.4 * len(methods) + 1.4), layout="constrained")
@@ -254,9 +239,9 @@ def seed_distribution(report: RecommendationReport, measure: str | None = None) 
         ax.set_yticks(range(len(methods)), methods)
         ax.set_ylim(len(methods) - 0.5, -0.5)
         ax.grid(visible=False, axis="y")
-        ax.set_xlabel(f"{_measure(name)}, mean over {len(report.tasks)} target tasks")
+        ax.set_xlabel(f"{measure_title(name)}, mean over {len(report.tasks)} target tasks")
         figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-        _title(figure, f"{methods[0]} has the best mean {_measure(name)}: {scores[methods[0]].mean():.3f}")
+        _title(figure, f"{methods[0]} has the best mean {measure_title(name)}: {scores[methods[0]].mean():.3f}")
         return figure
 
 
@@ -267,7 +252,7 @@ def proxy_bars(report: ProxyReport) -> Figure:
         InputError: matplotlib is not installed.
     """
     proxies = sorted(report.proxies, key=lambda own: -(own.mean if own.mean is not None else -2.0))
-    with plots._style():
+    with plots.style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6.8, 0.55 * len(proxies) + 1.3), layout="constrained")
@@ -312,7 +297,7 @@ def coverage_plot(report: CoverageReport) -> Figure:
     order = clustered(filled + filled.T)
     count = len(order)
     names = [report.tasks[i] for i in order]
-    with plots._style():
+    with plots.style():
         from matplotlib.figure import Figure
 
         side = max(2.8, 0.2 * count)
@@ -375,11 +360,6 @@ def _scatter(count: int) -> Float64Array:
     return np.asarray(0.18 * np.sin(2.4 * np.arange(count)), np.float64)
 
 
-def _measure(name: str) -> str:
-    kind, _, k = name.partition("@")
-    return f"NDCG@{k} + tau@{k}" if kind == "sum" else name
-
-
 def _measures(asked: Sequence[str] | None, there: Sequence[str]) -> list[str]:
     return list(asked) if asked else [name for name in there if name.startswith("sum@")] or list(there)
 
@@ -389,7 +369,7 @@ def _title(figure: Figure, message: str) -> None:
 
 
 def _short(model: str) -> str:
-    return _cut(model.removeprefix("open_clip:"), 40)
+    return _cut(short_name(model), 40)
 
 
 def _cut(text: str, length: int) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from engine.files import write_atomic, write_json
 from query.evaluate.ranking import AT_K, REGRET
-from query.evaluate.report import Grid
+from query.evaluate.report import Grid, figure_text, markdown_settings, markdown_table
 from query.evaluate.results import Figure
 
 Float64Array = npt.NDArray[np.float64]
@@ -156,14 +155,15 @@ class RecommendationReport:
                 "NDCG + tau",
                 ("method", *(f"@{k}" for k in self.ks), "regret"),
                 tuple(
-                    (r.method, *(_cell(r.figure(m)) for m in sums), _cell(r.figure(REGRET), 2)) for r in self.results
+                    (r.method, *(figure_text(r.figure(m)) for m in sums), figure_text(r.figure(REGRET), 2))
+                    for r in self.results
                 ),
                 f"{over}, {len(self.models)} models. {_NOTE}",
             )
         ]
         for k in self.ks:
             names = [name for name in AT_K if name != "sum"]
-            rows = tuple((r.method, *(_cell(r.figure(f"{name}@{k}")) for name in names)) for r in self.results)
+            rows = tuple((r.method, *(figure_text(r.figure(f"{name}@{k}")) for name in names)) for r in self.results)
             made.append(Grid(f"k = {k}", ("method", *(_TITLES[name] for name in names)), rows, f"{over}."))
         middle = self.ks[len(self.ks) // 2]
         made.append(
@@ -171,7 +171,7 @@ class RecommendationReport:
                 f"NDCG + tau by task, k = {middle}",
                 ("task", *(r.method for r in self.results)),
                 tuple(
-                    (task, *(_cell(r.on_task(f"sum@{middle}", place)) for r in self.results))
+                    (task, *(figure_text(r.on_task(f"sum@{middle}", place)) for r in self.results))
                     for place, task in enumerate(self.tasks)
                 ),
                 "mean ± standard deviation over the seeds." if spread else "",
@@ -183,18 +183,15 @@ class RecommendationReport:
         """The report as Markdown: its tables, what was left out, and the settings that decide the numbers."""
         lines = ["# Recommendation, one task left out at a time", ""]
         for grid in self.grids():
-            lines += [f"## {grid.title}", "", *_table(grid.columns, grid.rows, grid.names), ""]
+            lines += [f"## {grid.title}", "", *markdown_table(grid.columns, grid.rows, grid.names), ""]
             lines += [grid.note, ""] if grid.note else []
         if self.notes:
             lines += ["## Notes", "", *(f"- {note}" for note in self.notes), ""]
         for what, left_out in (("Models", self.left_out_models), ("Tasks", self.left_out_tasks)):
             if left_out:
-                lines += [f"## {what} left out", "", *_table((what.lower()[:-1], "why"), left_out.items(), 2), ""]
-        settings = [
-            (key, _setting(value)) for key, value in {**self.settings, "seconds": round(self.seconds, 1)}.items()
-        ]
-        lines += ["## Settings", "", *_table(("setting", "value"), settings, 2), ""]
-        return "\n".join(lines)
+                columns = (what.lower()[:-1], "why")
+                lines += [f"## {what} left out", "", *markdown_table(columns, left_out.items(), 2), ""]
+        return "\n".join([*lines, *markdown_settings(self.settings, self.seconds)])
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Writes ``recommend.json`` and ``recommend.md``, each atomically.
@@ -226,19 +223,13 @@ def _number(figure: Figure) -> dict[str, float | None]:
     return {"mean": _finite(figure.mean), "sd": figure.sd}
 
 
-def _cell(figure: Figure, digits: int = 3) -> str:
-    if math.isnan(figure.mean):
-        return "-"
-    text = f"{figure.mean:.{digits}f}"
-    return text if figure.sd is None else f"{text} ± {figure.sd:.{digits}f}"
+def short_name(model: str) -> str:
+    """A model's name where there is little room: without ``open_clip:``, of a folder the last two parts of its path."""
+    bare = model.removeprefix("open_clip:")
+    return "/".join(Path(bare).parts[-2:]) if bare.startswith("local-dir:") else bare
 
 
-def _setting(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], names: int) -> list[str]:
-    """A table in Markdown whose first columns are names; the others are numbers."""
-    rule = ["---" if i < names else "---:" for i in range(len(columns))]
-    cells = [columns, rule, *rows]
-    return ["| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in row) + " |" for row in cells]
+def measure_title(name: str) -> str:
+    """What a measure is called in tables and plots."""
+    kind, _, k = name.partition("@")
+    return f"NDCG@{k} + tau@{k}" if kind == "sum" else name

@@ -17,6 +17,8 @@ from engine.schema import Performance
 from query.cli import eval_recommend
 from query.cli.main import run
 from query.evaluate.recommenders import METHODS, PROFILE_METHODS
+from query.evaluate.transfer_analysis import ETAS, GAMMAS
+from query.evaluate.transfer_report import NAMES
 
 ARCHITECTURES = ("RN50", "RN101", "ViT-B-32", "ViT-B-16", "ViT-L-14")
 MODELS = tuple(model_name(name, "openai") for name in ARCHITECTURES)
@@ -64,7 +66,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     module.image_profiles = image_profiles  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "query.profiled", module)
     monkeypatch.setattr(Index, "__init__", lambda self, folder: setattr(self, "folder", folder))
-    monkeypatch.setattr(Index, "knowledge", lambda _: SimpleNamespace(performance=tuple(known.performance)))
+    monkeypatch.setattr(Index, "knowledge", lambda _: SimpleNamespace(performance=tuple(known.performance), tasks=()))
     return known
 
 
@@ -176,6 +178,17 @@ def test_models_without_profiles_are_named(index: SimpleNamespace, capsys: pytes
         (("--performance", "TABLE", "--eta", "nan"), 1, "eta and gamma"),
         (("--performance", "no.csv"), 1, "no.csv cannot be read"),
         (("--index", "qdrant://host/zoo"), 1, "not a folder"),
+        (("--performance", "TABLE", "--analyses", "best"), 2, "'best' is not one of grid"),
+        (("--performance", "TABLE", "--analyses", ","), 2, "at least one"),
+        (("--performance", "TABLE", "--analyses", "all"), 1, "the analyses grid, sampling, proxy, correlation"),
+        (("--performance", "TABLE", "--etas", "1,x"), 2, "'x' is not a number from 0"),
+        (("--performance", "TABLE", "--gammas", "-1"), 2, "'-1' is not a number from 0"),
+        (("--performance", "TABLE", "--gammas", "inf"), 2, "'inf' is not a number from 0"),
+        (("--performance", "TABLE", "--etas", ""), 2, "at least one"),
+        (("--performance", "TABLE", "--tasks", "photos"), 2, "--tasks is for --zoo"),
+        (("--performance", "TABLE", "--zoo", "openclip48"), 2, "--zoo needs an index"),
+        (("--index", "zoo", "--zoo", "openclip48", "--models", "TABLE"), 2, "--zoo and --models"),
+        (("--index", "zoo", "--zoo", "openclip48", "--methods", "inb"), 2, "nothing that was asked for needs any"),
     ],
 )
 def test_what_cannot_be_measured(
@@ -199,6 +212,70 @@ def test_an_index_that_knows_nothing(table: Path, index: SimpleNamespace, capsys
     assert "hubhound performance import" in capsys.readouterr().err
 
 
-def test_the_help_knows_the_methods() -> None:
+def test_analyses_are_in_the_json_the_tables_and_the_files(
+    index: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    base = ("--index", index.folder, "--seeds", 2, "--output", output)
+    assert "analyses" not in answer(capsys, *base)
+    assert {path.name for path in output.iterdir()} == {"recommend.json", "recommend.md"}
+    asked = (*base, "--analyses", "grid,seeds,proxy", "--etas", "0,2", "--gammas", "5")
+    found = answer(capsys, *asked)["analyses"]
+    assert set(found) == {"grid", "proxy"}  # type: ignore[call-overload]
+    assert found["grid"]["etas"] == [0, 2]  # type: ignore[index]
+    assert json.loads((output / "grid.json").read_text()) == found["grid"]  # type: ignore[index]
+    assert "## Distribution over the seeds" in (output / "recommendation.md").read_text()
+    evaluate(*asked)
+    out, err = capsys.readouterr()
+    assert "Grid: NDCG@3 + tau@3" in out
+    assert "Reliability of proxies, gap in accuracy" in out
+    assert "grid.json written" in err
+
+
+def test_analyses_read_profiles_whatever_the_methods_are(
+    index: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answer(capsys, "--index", index.folder, "--methods", "avgrank", "--analyses", "proxy", "--gap", "rank")
+    assert [entry["method"] for entry in found["methods"]] == ["avgrank"]  # type: ignore[attr-defined]
+    assert set(found["analyses"]["proxy"]) == {"rank"}  # type: ignore[index]
+    assert index.asked == 1
+    index.profiles = {}
+    evaluate("--index", index.folder, "--methods", "avgrank", "--analyses", "all,grid", status=1)
+    assert "hubhound profile" in capsys.readouterr().err
+
+
+def test_without_profiles_plots_are_of_the_seeds(table: Path, tmp_path: Path) -> None:
+    evaluate("--performance", table, "--analyses", "seeds", "--plots", tmp_path / "plots", "--seeds", 2)
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"seeds.png", "seeds.svg"}
+
+
+def test_without_matplotlib_plots_are_refused_at_once(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    evaluate("--performance", table, "--plots", tmp_path / "plots", "--output", tmp_path / "out", status=1)
+    assert "pip install matplotlib" in capsys.readouterr().err
+    assert not (tmp_path / "plots").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_measuring(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+
+    def measured(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("query.evaluate.recommendation.leave_one_out", measured)
+    evaluate("--performance", table, "--output", tmp_path / "file" / "out", status=1)
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_the_help_knows_the_methods_and_the_analyses() -> None:
     assert eval_recommend._METHODS == METHODS
     assert eval_recommend._FROM_PROFILES == PROFILE_METHODS
+    assert eval_recommend._ANALYSES == NAMES
+    defaults = {option.name: option.default for option in eval_recommend.recommend.params}
+    assert eval_recommend._sharpnesses(None, None, defaults["etas"]) == ETAS  # type: ignore[arg-type]
+    assert eval_recommend._sharpnesses(None, None, defaults["gammas"]) == GAMMAS  # type: ignore[arg-type]

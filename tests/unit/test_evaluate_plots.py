@@ -19,7 +19,7 @@ from tests.support.reports import retrieval_report, row, sweep_report
 
 
 def figures(report: Report) -> dict[str, Any]:
-    with plots._style():
+    with plots.style():
         return dict(plots._figures(report))
 
 

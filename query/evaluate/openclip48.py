@@ -1,0 +1,58 @@
+"""The zoo of the DCD paper: 48 vision-language models of open_clip, by architecture and pretrained tag."""
+
+from __future__ import annotations
+
+NAME = "openclip48"
+"""What the zoo of ``MODELS`` is called."""
+
+MODELS = (
+    ("RN50", "openai"),
+    ("RN50", "cc12m"),
+    ("RN101", "openai"),
+    ("RN101", "yfcc15m"),
+    ("RN101-quickgelu", "openai"),
+    ("RN101-quickgelu", "yfcc15m"),
+    ("RN50x4", "openai"),
+    ("RN50x64", "openai"),
+    ("ViT-B-32", "openai"),
+    ("ViT-B-32", "laion2b_e16"),
+    ("ViT-B-32", "datacomp_xl_s13b_b90k"),
+    ("ViT-B-32", "commonpool_m_clip_s128m_b4k"),
+    ("ViT-B-32-256", "datacomp_s34b_b86k"),
+    ("ViT-B-32-quickgelu", "laion400m_e31"),
+    ("ViT-B-32-quickgelu", "metaclip_fullcc"),
+    ("ViT-B-16", "openai"),
+    ("ViT-B-16", "laion2b_s34b_b88k"),
+    ("ViT-B-16", "datacomp_l_s1b_b8k"),
+    ("ViT-B-16", "commonpool_l_laion_s1b_b8k"),
+    ("ViT-B-16", "dfn2b"),
+    ("ViT-B-16-quickgelu", "metaclip_fullcc"),
+    ("ViT-B-16-plus-240", "laion400m_e31"),
+    ("ViT-L-14", "openai"),
+    ("ViT-L-14", "laion400m_e31"),
+    ("ViT-L-14", "datacomp_xl_s13b_b90k"),
+    ("ViT-L-14", "commonpool_xl_clip_s13b_b90k"),
+    ("ViT-L-14-quickgelu", "metaclip_fullcc"),
+    ("ViT-L-14-quickgelu", "dfn2b"),
+    ("ViT-L-14-336", "openai"),
+    ("ViT-H-14", "laion2b_s32b_b79k"),
+    ("ViT-H-14-quickgelu", "metaclip_fullcc"),
+    ("ViT-H-14-378-quickgelu", "dfn5b"),
+    ("ViT-g-14", "laion2b_s12b_b42k"),
+    ("ViT-bigG-14", "laion2b_s39b_b160k"),
+    ("roberta-ViT-B-32", "laion2b_s12b_b32k"),
+    ("xlm-roberta-base-ViT-B-32", "laion5b_s13b_b90k"),
+    ("convnext_base_w", "laion2b_s13b_b82k"),
+    ("convnext_base_w_320", "laion_aesthetic_s13b_b82k"),
+    ("convnext_large_d", "laion2b_s26b_b102k_augreg"),
+    ("convnext_large_d_320", "laion2b_s29b_b131k_ft"),
+    ("convnext_xxlarge", "laion2b_s34b_b82k_augreg_soup"),
+    ("coca_ViT-B-32", "laion2b_s13b_b90k"),
+    ("coca_ViT-L-14", "laion2b_s13b_b90k"),
+    ("EVA01-g-14", "laion400m_s11b_b41k"),
+    ("EVA02-B-16", "merged2b_s8b_b131k"),
+    ("EVA02-L-14-336", "merged2b_s6b_b61k"),
+    ("nllb-clip-base", "v1"),
+    ("nllb-clip-base-siglip", "v1"),
+)
+"""Architecture and weights, as open_clip names them, of the models that the method was published with."""
