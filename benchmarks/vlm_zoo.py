@@ -22,8 +22,9 @@ to these alone), and then to what that layer says of training photographs and of
 another class to it. So the names and rows of a domain are known also for the classes of held-out photographs, as a
 model trained on captions has read most words; the authors of the backbones trained them on all of ImageNet (the bird
 classifier on iNaturalist). Accuracies are thus those of held-out photographs, not of classes that the tower never met,
-and higher than such models would reach on new classes. How long to train was chosen with an eye on the held-out
-accuracies too. A specialist knows photographs, names and rows of its domain only; outside of it its projection has met
+and higher than such models would reach on new classes. The way of fitting, its rates and lengths and
+the list of models were chosen with an eye on these accuracies: they say how the models compare, not how good such
+models can be. A specialist knows photographs, names and rows of its domain only; outside of it its projection has met
 nothing, and it answers at about chance.
 
 Prints the accuracies, each task's best models, the rank correlation of each task with ``all`` and, as its last line,
