@@ -12,7 +12,7 @@ Figures of one kind are standardised over the candidates and fused with the marg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +109,7 @@ class Reranker:
         results, reports = [], []
         for result in answer.results:
             hits = result.hits[: self._settings.top]
-            figures = [self._figure(hit, target, predicted) for hit in hits]
+            figures = self._figures(hits, target, predicted)
             scores = self._scores(hits, figures)
             order = sorted(range(len(hits)), key=lambda i: (-scores[i], i))
             moved = [hits[i].model_copy(update={"rank": place}) for place, i in enumerate(order, start=1)]
@@ -145,18 +145,33 @@ class Reranker:
             found |= {one.model: one.predicted_rank for one in rank([candidate], [profile], request).ranking}
         return found
 
-    def _figure(self, hit: Hit | ModelHit, target: Sequence[ImageFile], predicted: dict[str, float]) -> _Figure:
-        if hit.model in predicted:
-            return _Figure(predicted_rank=predicted[hit.model])
-        home = self._home(hit)
-        if not home:
-            return _Figure(reason="none of its outputs was matched")
-        try:
-            both = self._profiler.images(hit.model, [*target, *home], self._known(hit), hit.revision)
-        except HubhoundError as error:
-            return _Figure(reason=str(error))
-        v, own = both.rows[: len(target)].mean(axis=0), both.rows[len(target) :].mean(axis=0)
-        return _Figure(divergence=float(divergence(v, own[None])[0]))
+    def _figures(
+        self, hits: Sequence[Hit | ModelHit], target: Sequence[ImageFile], predicted: Mapping[str, float]
+    ) -> list[_Figure]:
+        """A figure a hit; every model is loaded once at most."""
+        homes = [[] if hit.model in predicted else self._home(hit) for hit in hits]
+        rows: dict[str, dict[str, Float64Array]] = {}
+        reasons: dict[str, str] = {}
+        for model in dict.fromkeys(hit.model for hit in hits if hit.model not in predicted):
+            own = [place for place, hit in enumerate(hits) if hit.model == model]
+            images = [*target, *(image for place in own for image in homes[place])]
+            first = hits[own[0]]
+            try:
+                found = self._profiler.images(model, images, self._known(first), first.revision)
+            except HubhoundError as error:
+                reasons[model] = str(error)
+                continue
+            rows[model] = {image.sha256: row for image, row in zip(images, found.rows, strict=True)}
+        figures = []
+        for hit, home in zip(hits, homes, strict=True):
+            if hit.model in predicted:
+                figures.append(_Figure(predicted_rank=predicted[hit.model]))
+            elif hit.model in reasons or not home:
+                figures.append(_Figure(reason=reasons.get(hit.model, "none of its outputs was matched")))
+            else:
+                v, own_v = (_mean(rows[hit.model], images) for images in (target, home))
+                figures.append(_Figure(divergence=float(divergence(v, own_v[None])[0])))
+        return figures
 
     def _known(self, hit: Hit | ModelHit) -> ProfileKey | None:
         """What is known of a classifier's blocks, so that images seen before need no loading."""
@@ -181,6 +196,10 @@ class Reranker:
         by_divergence = _standardised([figure.divergence for figure in figures])
         fused: list[float] = ((1 - weight) * margins - weight * (by_rank + by_divergence)).tolist()
         return fused
+
+
+def _mean(rows: Mapping[str, Float64Array], images: Sequence[ImageFile]) -> Float64Array:
+    return np.asarray(np.mean([rows[image.sha256] for image in images], axis=0), np.float64)
 
 
 def _standardised(values: Sequence[float | None]) -> Float64Array:
