@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 Float64Array = npt.NDArray[np.float64]
 
+FILE = "conductance.sqlite"
+"""Name of the file in an index's folder."""
+
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS sets (id INTEGER PRIMARY KEY, model TEXT, revision TEXT, n_steps INTEGER, "
     "precision TEXT, blocks TEXT, parameters INTEGER, UNIQUE (model, revision, n_steps, precision, blocks))",
@@ -173,6 +176,7 @@ class ConductanceCache:
                 if getattr(error, "sqlite_errorcode", None) not in _DAMAGED:
                     return
                 try:  # nothing can be read from it any more, and nothing be written to it: begin anew
+                    self._path.with_name(f"{self._path.name}-journal").unlink(missing_ok=True)  # of the damaged one
                     self._path.unlink()
                 except OSError:
                     return

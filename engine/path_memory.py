@@ -62,7 +62,9 @@ def free_bytes(device: torch.device) -> int:
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text(encoding="ascii"))
         used = int((group / "memory.current").read_text(encoding="ascii"))
-        free = min(free, max(0, limit - used))
-    except (OSError, ValueError):  # no limit, or another system
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        files = sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
+        free = min(free, max(0, limit - used + files))  # files that were read are let go when memory is needed
+    except (OSError, ValueError, IndexError):  # no limit, or another system
         pass
     return free

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from engine.errors import InputError
 from engine.schema import Performance, Task
+from engine.specs import absolute_spec
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -78,8 +79,6 @@ def model_name(model: str, pretrained: str) -> str:
     if not bare.startswith(_WHOLE):
         return model
     if bare.startswith("local-dir:"):
-        from engine.specs import absolute_spec  # imports torch, which other names do not need
-
         return absolute_spec(_OPEN_CLIP + bare)
     return _OPEN_CLIP + bare
 

@@ -28,7 +28,10 @@ Float64Array = npt.NDArray[np.float64]
 Progress = Callable[[str, float, float], None]
 """Called with (what is being done, images done, images); parts of images count."""
 
-_SMALLEST = 2  # inputs of a pass: steps overlap by one
+_SMALLEST = 2  # inputs of a pass: a step has two ends
+
+# What a network raises that cannot be run: those who wrote it check their inputs in every way there is.
+_FAILURES = (RuntimeError, MemoryError, ValueError, TypeError, AssertionError, LookupError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,18 @@ class Profiler:
             len(missing),
         )
 
+    def check_blocks(self, progress: Progress | None = None) -> None:
+        """Loads the model and sees whether a pattern that is asked for names the blocks of its recorded profile.
+
+        Args:
+            progress: Told what is being done.
+
+        Raises:
+            InputError: It names others.
+            HubhoundError: As ``profile``.
+        """
+        self._load(progress or _silent)
+
     def _key(self, tell: Progress) -> ProfileKey:
         settings, recorded = self._settings, self._recorded
         if recorded is None:
@@ -173,10 +188,13 @@ class Profiler:
         from engine.throughput import pick_device
 
         tell("loading", 0, 0)
-        tower = load_tower(self._source, pick_device(self._device_name), self._settings.load)
-        recorded = self._recorded
+        device, recorded, pattern = pick_device(self._device_name), self._recorded, self._settings.pattern
+        try:
+            tower = load_tower(self._source, device, self._settings.load)
+        except (RuntimeError, MemoryError) as error:
+            raise ConductanceError(f"{self._source.name} cannot be moved to {device}: {_line(error)}") from error
         if recorded is None:
-            self._blocks = find_blocks(tower.module, self._settings.pattern)
+            self._blocks = find_blocks(tower.module, pattern)
         elif tower.revision != recorded.revision:
             raise IndexMismatchError(
                 f"the weights of {self._source.name} are not those that were profiled: profile the model again with "
@@ -186,9 +204,27 @@ class Profiler:
                 tower.revision,
             )
         else:
-            self._blocks = {name: tower.module.get_submodule(name) for name in recorded.blocks}
+            if pattern is not None and tuple(find_blocks(tower.module, pattern)) != recorded.blocks:
+                raise InputError(
+                    f"{self._source.name} has profiles made with the blocks {_some_of(recorded.blocks)}, and --blocks "
+                    f"{pattern!r} names others: leave it out, or add --again to make all its profiles anew"
+                )
+            self._blocks = self._recorded_blocks(tower, recorded)
         self._tower = tower
         return tower
+
+    def _recorded_blocks(self, tower: Tower, recorded: Profile | ProfileKey) -> dict[str, nn.Module]:
+        modules = dict(tower.module.named_modules())
+        gone = [name for name in recorded.blocks if name not in modules]
+        if gone:  # another version of the library that builds the network
+            raise IndexMismatchError(
+                f"{self._source.name} was profiled with a block {gone[0]}, which it no longer has: profile it again "
+                f"with 'hubhound profile {self._source.place} --again'",
+                "blocks",
+                recorded.blocks,
+                None,
+            )
+        return {name: modules[name] for name in recorded.blocks}
 
     def _some(
         self, tower: Tower, images: Sequence[ImageFile], tell: Callable[[float], None]
@@ -201,14 +237,15 @@ class Profiler:
 
         settings = self._settings
         whole = settings.n_steps + 1
-        if self._max_batch is None:
-            first = tower.preprocess(open_image(images[0].path))[None].to(tower.device)
-            self._max_batch = inputs_that_fit(tower.forward, tower.module, self._blocks, first, settings.n_steps)
         while True:
-            group = images[: max(1, self._max_batch // whole)]
-            inputs = torch.stack([tower.preprocess(open_image(image.path)) for image in group]).to(tower.device)
-            share = partial(_share, tell, len(group))
             try:
+                if self._max_batch is None:
+                    first = tower.preprocess(open_image(images[0].path))[None].to(tower.device)
+                    self._max_batch = inputs_that_fit(
+                        tower.forward, tower.module, self._blocks, first, settings.n_steps
+                    )
+                group = images[: max(1, self._max_batch // whole)]
+                inputs = torch.stack([tower.preprocess(open_image(image.path)) for image in group]).to(tower.device)
                 found = layer_conductance(
                     tower.forward,
                     tower.module,
@@ -217,12 +254,12 @@ class Profiler:
                     n_steps=settings.n_steps,
                     max_batch=self._max_batch,
                     precision=settings.precision,
-                    progress=share,
+                    progress=partial(_share, tell, len(group)),
                 )
-            except RuntimeError as error:
+            except _FAILURES as error:
                 if not _starved(error):
                     raise ConductanceError(f"{tower.name} cannot be profiled: {_line(error)}") from error
-                if self._max_batch <= _SMALLEST:
+                if self._max_batch is None or self._max_batch <= _SMALLEST:
                     raise ConductanceError(
                         f"{tower.name} needs more memory for two inputs than there is: {_line(error)}"
                     ) from error
@@ -266,10 +303,14 @@ def _silent(what: str, done: float, total: float) -> None:
     """No progress is wanted."""
 
 
-def _starved(error: RuntimeError) -> bool:
+def _starved(error: Exception) -> bool:
     text = str(error)
-    return "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
-def _line(error: RuntimeError) -> str:
+def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _some_of(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from engine.conductance_cache import ConductanceCache
+from engine.conductance_cache import FILE, ConductanceCache
 from engine.errors import InputError
 from engine.schema import Profile, Task
 from engine.writer import IndexWriter
@@ -64,19 +64,21 @@ def profile_model(
         progress: Told what is being done, in images of all tasks.
 
     Raises:
-        InputError: The model has profiles made with other settings.
+        InputError: The model has profiles made with other settings or blocks.
         HubhoundError: The model or an image cannot be used, or the index cannot be written.
     """
     started = time.monotonic()
-    cache = ConductanceCache(writer.index.folder / "conductance.sqlite")
+    cache = ConductanceCache(writer.index.folder / FILE)
     known = {profile.task: profile for profile in writer.store.profiles(model=source.name)}
     if again:
         cache.forget(source.name)
         known = {}
-    elif known:
-        check_settings(next(iter(known.values())), settings)
+    for profile in known.values():
+        check_settings(profile, settings)
     recorded = next(iter(known.values()), None)
     profiler = Profiler(source, cache, device, settings, recorded)
+    if recorded is not None and settings.pattern is not None:
+        profiler.check_blocks(progress)
     fresh: list[Profile] = []
     shown = done = 0
     total = sum(len(images) for images in tasks.values())
@@ -90,12 +92,14 @@ def profile_model(
             writer.put_profiles([profile])
             writer.export_knowledge(force=False)
             known[task.name] = profile
+            if source.classifier is not None and not fresh:
+                cache.remember_place(source.name, source.place)  # a run that is interrupted leaves profiles, too
             fresh.append(profile)
             shown += found.computed
         done += len(images)
         if progress:
             progress("profiling", done, total)
-    if source.classifier is not None:
+    if source.classifier is not None and not fresh:
         cache.remember_place(source.name, source.place)
     gaps = [profile.completeness_gap for profile in known.values()]
     return Profiled(

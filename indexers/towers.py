@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from indexers.sources import DEFAULT_MAX_SIZE_BYTES, ModelSource, expand, fetch,
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+_COMMENT = re.compile(r"(^|\s)#.*")
 
 VLM = "open_clip:"
 """How the names of vision-language models begin."""
@@ -88,21 +91,18 @@ def expand_towers(arguments: Sequence[str]) -> list[TowerSource]:
         The models in the order named, each once.
 
     Raises:
-        InputError: An argument is none of these, or names nothing.
+        InputError: An argument is none of these, or names nothing, or two different models have the same name.
     """
-    named: list[str] = []
-    for argument in arguments:
-        if argument.startswith("@"):
-            lines = [line.split(" #")[0].strip() for line in read_lines(Path(argument[1:]), "model")]
-            named += [line for line in lines if line and not line.startswith("#")]
-        else:
-            named.append(argument)
-    if not named:
-        raise InputError(f"{', '.join(arguments) or 'nothing'} names no model: write one a line")
     found: dict[str, TowerSource] = {}
-    for name in named:
-        for source in [_vlm(name)] if name.startswith(VLM) else [TowerSource(s.repo, s) for s in expand([name])]:
-            found.setdefault(source.name, source)
+    for argument in arguments:
+        for source in _listed(argument) if argument.startswith("@") else _named(argument):
+            first = found.setdefault(source.name, source)
+            if _identity(first) != _identity(source):
+                raise InputError(
+                    f"{first.place} and {source.place} are both called {source.name}: an index holds only one of them"
+                )
+    if not found:
+        raise InputError("no model is named: write open_clip:ARCH/PRETRAINED, org/name, a folder or @FILE")
     return list(found.values())
 
 
@@ -123,8 +123,31 @@ def load_tower(source: TowerSource, device: torch.device, options: LoadOptions |
     return _load_classifier(source.classifier, device, options or LoadOptions())
 
 
-def _vlm(name: str) -> TowerSource:
-    return TowerSource(absolute_spec(name))
+def _identity(source: TowerSource) -> object:
+    classifier = source.classifier
+    return classifier.folder.resolve() if classifier is not None and classifier.folder is not None else source
+
+
+def _listed(argument: str) -> list[TowerSource]:
+    path = Path(argument[1:])
+    found: list[TowerSource] = []
+    for line in read_lines(path, "model"):
+        name = _COMMENT.sub("", line).strip()
+        try:
+            if name.startswith("@"):
+                raise InputError(f"{name}: a list of models cannot name another list")
+            found += _named(name) if name else []
+        except InputError as error:
+            raise InputError(f"the model file {path}: {error}") from error
+    if not found:
+        raise InputError(f"the model file {path} names no model: write one a line")
+    return found
+
+
+def _named(name: str) -> list[TowerSource]:
+    if name.startswith(VLM):
+        return [TowerSource(absolute_spec(name))]
+    return [TowerSource(source.repo, source) for source in expand([name])]
 
 
 def _load_vlm(name: str, device: torch.device) -> Tower:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.conductance_cache import ConductanceCache, ProfileKey
+from engine.conductance_cache import FILE, ConductanceCache, ProfileKey
 from engine.index import Index
 from engine.profiles import Float64Array, ImageProfiles
 from engine.schema import Profile, Task
 
-CACHE = "conductance.sqlite"
+CACHE = FILE
 """Name of the file in an index's folder that remembers the conductance of single images."""
 
 

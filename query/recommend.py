@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import InputError
+from engine.errors import (
+    BlocksError,
+    ConductanceError,
+    EncoderError,
+    HubhoundError,
+    IndexMismatchError,
+    InputError,
+    ModelError,
+)
 from engine.index import Index
 from engine.knowledge import Knowledge
 from engine.performance import ranks, table_of
@@ -142,8 +150,11 @@ def choose(
     found: list[Candidate] = []
     left_out: list[LeftOutModel] = []
     for model in dict.fromkeys(names):
-        profiles = [profile for profile in knowledge.profiles_of(model) if _current(knowledge, profile)]
+        all_profiles = knowledge.profiles_of(model)
+        profiles = [profile for profile in all_profiles if _current(knowledge, profile)]
         reason, command = _obstacle(index_name, model, profiles, row, request)
+        if all_profiles and not profiles:
+            reason = "its profiles are of samples that have been replaced since"
         if reason is None:
             usable = [
                 profile
@@ -195,7 +206,7 @@ def rank(
         apart = delta @ alpha
         weights = source_weights(apart, request.gamma)
         scored.append((predicted_rank(weights, candidate.ranks), candidate, target, alpha, delta, apart, weights))
-    scored.sort(key=lambda one: (one[0], one[1].model))
+    scored.sort(key=lambda one: (round(one[0], 9), one[1].model))  # sums of equal weights are not exact
     ranking = [
         Recommended(
             rank=place,
@@ -228,7 +239,7 @@ def rank(
 def recommend(
     index: Index, request: RecommendRequest, profile: ProfileTarget, index_name: str | None = None
 ) -> Recommendation:
-    """Recommends models for some images.
+    """Recommends models for some images; one that cannot be run any more is left out with the reason.
 
     Args:
         index: The index.
@@ -238,13 +249,25 @@ def recommend(
 
     Raises:
         InputError: The request makes no sense, or no model can be ranked.
-        HubhoundError: Profiling failed.
+        HubhoundError: An image cannot be read, or no model can be run.
     """
     request.check()
     images = read_target(request.images)
     candidates, left_out = choose(index_name or str(index.folder), index.knowledge(), request)
-    targets = [profile(candidate, images) for candidate in candidates]
-    return rank(candidates, targets, request, left_out, images)
+    able: list[Candidate] = []
+    targets: list[TargetProfile] = []
+    failures: list[HubhoundError] = []
+    for candidate in candidates:
+        try:
+            targets.append(profile(candidate, images))
+        except (EncoderError, BlocksError, ConductanceError, IndexMismatchError, ModelError) as error:
+            failures.append(error)  # of one model; the others can be ranked
+            left_out = (*left_out, LeftOutModel(model=candidate.model, reason=str(error)))
+        else:
+            able.append(candidate)
+    if not able:
+        raise failures[0]
+    return rank(able, targets, request, left_out, images)
 
 
 def _current(knowledge: Knowledge, profile: Profile) -> bool:

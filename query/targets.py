@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from engine.conductance_cache import ConductanceCache, ProfileKey
-from engine.errors import HubhoundError
+from engine.errors import InputError, ModelFailedError, Reason
 from engine.index import Index
 from engine.schema import Profile
 from indexers.profiler import ImageFile, ProfiledImages, Profiler, ProfileSettings
-from indexers.sources import expand
-from indexers.towers import VLM, TowerSource, expand_towers
+from indexers.sources import ModelSource, expand
+from indexers.towers import VLM, TowerSource
 from query.profiled import CACHE
 from query.recommend import Candidate, TargetProfile
 
@@ -52,7 +52,7 @@ class TargetProfiler:
         Raises:
             HubhoundError: The candidate cannot be loaded or run, or an image cannot be read.
         """
-        found = self.images(candidate.model, images, candidate.profile)
+        found = self.images(candidate.model, images, candidate.profile, candidate.profile.revision)
         return TargetProfile(found.rows.mean(axis=0), float(found.gaps.mean()), found.computed)
 
     def images(
@@ -88,12 +88,17 @@ class TargetProfiler:
             return self._folders[model]
         if model.startswith(VLM):
             return TowerSource(model)
-        place = self._cache.place(model)
-        if place is not None and place != model:
+        at_hub: ModelSource | None = None
+        for name in filter(None, (self._cache.place(model), model)):
             try:
-                [source] = expand_towers([place])
-                return source
-            except (HubhoundError, ValueError):  # the folder is gone: the Hub may have it
-                pass
-        [found] = expand([model if revision is None else f"{model}@{revision}"])
-        return TowerSource(model, found)
+                found = [source for source in expand([name]) if source.repo == model]
+            except InputError:  # the folder is gone, or holds two models of that name: it may be elsewhere
+                continue
+            for source in found:
+                if source.folder is not None:
+                    return TowerSource(model, source)
+                at_hub = at_hub or source
+        if at_hub is None:
+            detail = "it is neither where it was profiled nor on the Hub: profile it from where it is now"
+            raise ModelFailedError(Reason.MISSING, detail, model, revision)
+        return TowerSource(model, at_hub if revision is None else replace(at_hub, revision=revision))

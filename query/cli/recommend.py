@@ -120,7 +120,8 @@ def _count(text: str | None) -> int | None:
     units = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
     upper = text.strip().upper()
     try:
-        value = float(upper.rstrip("KMBG")) * units.get(upper[-1:], 1)
+        unit = upper[-1:] if upper[-1:] in units else ""
+        value = float(upper.removesuffix(unit)) * units.get(unit, 1)
     except ValueError:
         value = -1.0
     if not 1 <= value < 1e18:
