@@ -89,7 +89,7 @@ class Profile(Record):
     """The conductance profile of one model on one task: the mean over the sample's images (equation 20)."""
 
     model: str = Field(description="As it was named: open_clip:ARCH/PRETRAINED ..., or a classifier's org/name.")
-    revision: str = Field(description="Hash of a vision-language model's weights, or a classifier's revision.")
+    revision: str = Field(description="Hash of a vision-language model's weights and preprocessing, or a classifier's.")
     task: str = Field(description="Name of the task.")
     task_fingerprint: str = Field(description="Of the sample that was profiled.")
     blocks: tuple[str, ...] = Field(min_length=1, description="Names of the blocks, from the input to the answer.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,7 +65,7 @@ class Tower:
 
     Attributes:
         name: As it was named.
-        revision: Hash of a vision-language model's weights, a classifier's revision.
+        revision: Hash of a vision-language model's weights and preprocessing, a classifier's revision.
         module: The network, in eval mode, float32, on its device.
         forward: Preprocessed images ``[b, 3, h, w]`` -> embeddings ``[b, e]`` that are not normalised; of a classifier
             its answers.
@@ -151,10 +153,13 @@ def _named(name: str) -> list[TowerSource]:
 
 
 def _load_vlm(name: str, device: torch.device) -> Tower:
+    from open_clip import get_model_preprocess_cfg
+
     from engine.encoder import open_dual_encoder, weights_fingerprint
 
     model, preprocess, _ = open_dual_encoder(name)
-    revision = weights_fingerprint(model)
+    shown = json.dumps(get_model_preprocess_cfg(model), sort_keys=True, default=str)
+    revision = hashlib.sha256(f"{weights_fingerprint(model)} {shown}".encode()).hexdigest()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model = model.float().eval().requires_grad_(False).to(device)
     # CoCa normalises unless it is told not to; a normalised embedding has no conductance.

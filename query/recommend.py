@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -175,7 +176,7 @@ def choose(
                 )
                 continue
             reason = "none of the tasks it was profiled on has a known performance of it"
-            command = f"hubhound performance import FILE --index {index_name}"
+            command = f"hubhound performance import FILE --index {quote(index_name)}"
         left_out.append(LeftOutModel(model=model, reason=reason, command=command))
     if not found:
         raise InputError(_nothing(index_name, knowledge, left_out))
@@ -281,9 +282,9 @@ def _obstacle(
 ) -> tuple[str | None, str | None]:
     """Why a model cannot be ranked, and the command that would change it; None if nothing is known to stand against."""
     if not profiles:
-        return "it has no profiles", f"hubhound profile {model} --index {index_name}"
+        return "it has no profiles", f"hubhound profile {quote(model)} --index {quote(index_name)}"
     kinds = {(profile.revision, profile.blocks, profile.n_steps, profile.precision) for profile in profiles}
-    again = f"hubhound profile {model} --again --index {index_name}"
+    again = f"hubhound profile {quote(model)} --again --index {quote(index_name)}"
     if len(kinds) > 1:
         return "its profiles were made with different weights, blocks, numbers of steps or precisions", again
     parameters = profiles[0].parameters
@@ -291,7 +292,7 @@ def _obstacle(
         size = "an unknown number of" if parameters is None else f"{parameters:,}"
         return f"it has {size} parameters", None
     if model not in row:
-        return "no performance of it is known", f"hubhound performance import FILE --index {index_name}"
+        return "no performance of it is known", f"hubhound performance import FILE --index {quote(index_name)}"
     return None, None
 
 

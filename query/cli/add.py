@@ -14,13 +14,26 @@ if TYPE_CHECKING:
     from indexers.adding import Outcome
 
 
+MAX_SIZE = click.option(
+    "--max-size", default="4GB", show_default=True, help="Larger repositories are refused before download."
+)
+ALLOW_PICKLE = click.option(
+    "--allow-pickle", is_flag=True, help="Also open .bin and .pt weights, restricted to tensors."
+)
+DEVICE = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    envvar="HUBHOUND_DEVICE",
+    help="auto, cpu, cuda, cuda:1, mps.",
+)
+
+
 def probing_options(function: Function) -> Function:
     """Adds the options of every command that fetches and runs models."""
     options = (
-        click.option(
-            "--max-size", default="4GB", show_default=True, help="Larger repositories are refused before download."
-        ),
-        click.option("--allow-pickle", is_flag=True, help="Also open .bin and .pt weights, restricted to tensors."),
+        MAX_SIZE,
+        ALLOW_PICKLE,
         click.option(
             "--probes",
             "probe_folder",
@@ -39,13 +52,7 @@ def probing_options(function: Function) -> Function:
             show_default=True,
             help="Preprocessed probes used longest ago go beyond this.",
         ),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            envvar="HUBHOUND_DEVICE",
-            help="auto, cpu, cuda, cuda:1, mps.",
-        ),
+        DEVICE,
     )
     for option in reversed(options):
         function = option(function)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from query.cli.add import cache_folder, parse_size
+from query.cli.add import ALLOW_PICKLE, DEVICE, MAX_SIZE, cache_folder, parse_size
 from query.cli.output import Function, bars, data, data_json, fail, format_option, index_option, note, seconds, table
 
 if TYPE_CHECKING:
@@ -25,25 +25,15 @@ def passes_options(function: Function) -> Function:
             type=click.IntRange(min=2),
             help="Inputs in one pass; by default as many as fit into the memory. Changes no number.",
         ),
-        click.option(
-            "--max-size", default="4GB", show_default=True, help="Larger classifier repositories are refused."
-        ),
-        click.option(
-            "--allow-pickle", is_flag=True, help="Also open .bin and .pt weights of classifiers, restricted to tensors."
-        ),
+        MAX_SIZE,
+        ALLOW_PICKLE,
         click.option(
             "--cache",
             type=click.Path(),
             envvar="HUBHOUND_CACHE",
             help="Where downloads of classifiers are kept.  [env: HUBHOUND_CACHE; by default huggingface_hub's cache]",
         ),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            envvar="HUBHOUND_DEVICE",
-            help="auto, cpu, cuda, cuda:1, mps.",
-        ),
+        DEVICE,
     )
     for option in reversed(options):
         function = option(function)
