@@ -28,6 +28,8 @@ bench: setup
 	$(BIN)/python benchmarks/store.py --small
 	$(BIN)/python benchmarks/probing.py --small
 	$(BIN)/python benchmarks/realhub.py --small
+	$(BIN)/python benchmarks/conductance.py --small
+	$(BIN)/python benchmarks/recommend.py --small
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
