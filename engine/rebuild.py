@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from engine.conductance_cache import FILE
 from engine.errors import IndexUnusableError
 from engine.index import Index
 from engine.schema import ModelState
 from engine.store.edge import EdgeStore
+from engine.tasks import TASKS
 from engine.writer import IndexWriter
 
 
@@ -59,5 +62,20 @@ def rebuild(source: Path, target: Path, progress: Callable[[int, int], None] | N
                 filled += 1
             if progress:
                 progress(done + 1, len(models))
+        _take_over_tasks(source, target, store, writer)
         writer.finish()
     return filled
+
+
+def _take_over_tasks(source: Path, target: Path, store: EdgeStore, writer: IndexWriter) -> None:
+    """Tasks, profiles and performance depend on nothing that a rebuilt index has of its own."""
+    known = store.knowledge()
+    if not known:
+        return
+    tasks = source / TASKS
+    if tasks.is_dir():  # before the records, which say that the images are there
+        shutil.copytree(tasks, target / TASKS, dirs_exist_ok=True)
+    writer.put_known(known)
+    remembered = source / FILE
+    if remembered.exists() and not (target / FILE).exists():
+        shutil.copy2(remembered, target / FILE)

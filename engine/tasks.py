@@ -22,6 +22,9 @@ from engine.probes import Progress, find_images, hash_file, open_image, probes_f
 from engine.schema import Task, TaskImage
 from engine.writer import IndexWriter
 
+TASKS = "tasks"
+"""Name of the folder in an index's folder that holds the samples."""
+
 COUNT = 25
 """Images of a sample unless told."""
 
@@ -181,7 +184,7 @@ def drop_task(writer: IndexWriter, name: str) -> None:
 
 def task_folder(index_folder: Path, name: str) -> Path:
     """Where the images of a task are."""
-    return index_folder / "tasks" / name
+    return index_folder / TASKS / name
 
 
 def task_images(index_folder: Path, task: Task) -> tuple[Path, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +10,18 @@ import numpy as np
 from engine.calibration import calibrate
 from engine.errors import HubhoundError
 from engine.index import Index
+from engine.knowledge import Knowledge
 from engine.schema import ModelState
 from engine.snapshot import Snapshot
 from engine.store.edge import EdgeStore
+from engine.store.knowledge import Known
+from engine.tasks import task_images
 
 _TOLERANCE = 1e-4
 
 
 def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> list[str]:
-    """Checks files, probes, store, responses and snapshot of an index against each other.
+    """Checks files, probes, store, responses, tasks and snapshot of an index against each other.
 
     Args:
         folder: Of the index; its store is locked meanwhile.
@@ -68,10 +71,39 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
                 problems.append(f"{model.repo}: its responses are missing: index rebuild would stop there")
             if progress:
                 progress(done + 1, len(models))
+        known = store.knowledge()
         stored, claimed = store.count_outputs(), sum(model.outputs for model in models)
         if stored != claimed:
             problems.append(f"the store has {stored - claimed} outputs of no model: left by a killed run, add it again")
+    problems += _about_tasks(folder, known)
     shown = {} if snapshot is None else {model.repo: model.revision for model in snapshot.models}
     if shown != {model.repo: model.revision for model in models}:
         problems.append("the snapshot is not that of the store: run hubhound index snapshot")
+    return problems
+
+
+def _about_tasks(folder: Path, known: Sequence[Known]) -> list[str]:
+    """What is wrong with the samples of tasks, with profiles of other samples, and with what queries read of them."""
+    problems: list[str] = []
+    stored = Knowledge.of(known)
+    for task in stored.tasks:
+        try:
+            task_images(folder, task)
+        except HubhoundError as error:
+            problems.append(str(error))
+    stale: dict[str, int] = {}
+    for profile in stored.profiles:
+        sample = stored.task(profile.task)
+        if sample is None or sample.fingerprint != profile.task_fingerprint:
+            stale[profile.model] = stale.get(profile.model, 0) + 1
+    problems += [
+        f"{model}: {count} of its profiles are of samples that were replaced: run hubhound profile {model}"
+        for model, count in stale.items()
+    ]
+    try:
+        shown = Knowledge.read(folder)
+    except HubhoundError as error:
+        return [*problems, str(error)]
+    if any(getattr(shown, kind) != getattr(stored, kind) for kind in ("tasks", "profiles", "performance")):
+        problems.append("what queries read about tasks is not that of the store: run hubhound index snapshot")
     return problems

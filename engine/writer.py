@@ -135,15 +135,15 @@ class IndexWriter:
 
     def put_task(self, task: Task) -> None:
         """Writes a task's record; its images are :mod:`engine.tasks`' business."""
-        self._put_knowledge([task])
+        self.put_known([task])
 
     def put_profiles(self, profiles: Sequence[Profile]) -> None:
         """Writes profiles, each in place of the model's former one on that task."""
-        self._put_knowledge(profiles)
+        self.put_known(profiles)
 
     def put_performance(self, performance: Sequence[Performance]) -> None:
         """Writes known performance, each in place of the model's former value on that task."""
-        self._put_knowledge(performance)
+        self.put_known(performance)
 
     def remove_task(self, name: str) -> None:
         """Removes a task's record and its profiles; performance stays."""
@@ -183,7 +183,8 @@ class IndexWriter:
     def _export_needed(self) -> bool:
         return self._knowledge_marker.exists() or not (self.index.folder / FILE).exists()
 
-    def _put_knowledge(self, records: Sequence[Known]) -> None:
+    def put_known(self, records: Sequence[Known]) -> None:
+        """Writes tasks, profiles and performance, each in place of the former one."""
         self._knowledge_marker.touch()  # before the store changes: a kill in between costs one needless export
         self.store.upsert_knowledge(records)
 
