@@ -133,16 +133,6 @@ class ConductanceCache:
 
         self._write(write)
 
-    def forget(self, model: str) -> None:
-        """Drops everything about a model."""
-
-        def write(database: sqlite3.Connection) -> None:
-            database.execute("DELETE FROM rows WHERE owner IN (SELECT id FROM sets WHERE model = ?)", (model,))
-            database.execute("DELETE FROM sets WHERE model = ?", (model,))
-
-        if self._path.is_file():
-            self._write(write)
-
     def remember_place(self, model: str, place: str) -> None:
         """Remembers where on this machine a model was found."""
         self._write(lambda database: database.execute("INSERT OR REPLACE INTO places VALUES (?, ?)", (model, place)))

@@ -193,7 +193,11 @@ def _lines(path: Path, what: str) -> list[tuple[int, list[str]]]:
         text = path.read_text(encoding="utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise InputError(f"the {what} {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"the {what} {path} cannot be read: it is not UTF-8 text") from error
+    except csv.Error as error:
         raise InputError(f"the {what} {path} cannot be read: {error}") from error
     return [(line, cells) for line, cells in lines if any(cells)]
 

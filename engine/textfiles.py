@@ -19,6 +19,8 @@ def read_lines(path: Path, what: str) -> list[str]:
     """
     try:
         text = path.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the {what} file {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"the {what} file {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"the {what} file {path} cannot be read: it is not UTF-8 text") from error
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -94,7 +94,8 @@ def source_weights(divergences: npt.NDArray[np.floating[Any]], gamma: float = GA
     """
     if np.shape(divergences)[-1] == 0:
         raise InputError("there is no source task to learn from: profile the model on at least one with known ranks")
-    return softmax(-gamma * np.asarray(divergences, np.float64))
+    d = np.asarray(divergences, np.float64)
+    return softmax(-gamma * (d - d.min(axis=-1, keepdims=True)))  # the nearest first: no product overflows to NaN
 
 
 def predicted_rank(weights: npt.NDArray[np.floating[Any]], ranks: npt.NDArray[np.floating[Any]]) -> float:

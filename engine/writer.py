@@ -150,6 +150,11 @@ class IndexWriter:
         self._knowledge_marker.touch()
         self.store.delete_task(name)
 
+    def drop_performance(self, model: str | None = None, task: str | None = None) -> None:
+        """Removes what is known of one model, of one task, of one model on one task, or of all."""
+        self._knowledge_marker.touch()
+        self.store.delete_performance(model, task)
+
     def drop_profiles(self, model: str) -> None:
         """Removes all profiles of a model."""
         self._knowledge_marker.touch()

@@ -60,7 +60,8 @@ def profile_model(
         tasks: Tasks with the images of their samples.
         device: Where the model runs, as ``throughput.pick_device`` takes it.
         settings: How profiles are computed.
-        again: Make all its profiles anew, also those on other tasks are dropped: they are of other weights or settings.
+        again: Make all its profiles anew from the weights that there are now; those on other tasks are dropped, too.
+            What is remembered of images under the same weights and settings still holds.
         progress: Told what is being done, in images of all tasks.
 
     Raises:
@@ -71,7 +72,6 @@ def profile_model(
     cache = ConductanceCache(writer.index.folder / FILE)
     known = {profile.task: profile for profile in writer.store.profiles(model=source.name)}
     if again:
-        cache.forget(source.name)
         known = {}
     for profile in known.values():
         check_settings(profile, settings)

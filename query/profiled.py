@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from engine.conductance_cache import FILE, ConductanceCache, ProfileKey
@@ -45,6 +47,15 @@ def image_profiles(index: Index) -> dict[str, ImageProfiles]:
         if first is not None:
             found[model] = ImageProfiles(model, first.blocks, rows, first.n_steps)
     return found
+
+
+def known_as_means(index: Index, profiles: Mapping[str, ImageProfiles]) -> tuple[str, ...]:
+    """Models of which some task is known as one mean only, so that no images can be drawn of it."""
+    knowledge = index.knowledge()
+    sizes = {task.name: len(task.images) for task in knowledge.tasks}
+    return tuple(
+        model for model, own in profiles.items() if any(len(rows) < sizes[task] for task, rows in own.images.items())
+    )
 
 
 def _rows(cache: ConductanceCache, profile: Profile, task: Task) -> Float64Array:

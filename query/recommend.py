@@ -23,7 +23,7 @@ from engine.errors import (
 from engine.index import Index
 from engine.knowledge import Knowledge
 from engine.performance import ranks, table_of
-from engine.probes import hash_file, probes_fingerprint
+from engine.probes import hash_file, open_image, probes_fingerprint
 from engine.schema import Profile
 from engine.transfer import ETA, GAMMA, deviations, importance, predicted_rank, source_weights
 from indexers.profiler import ImageFile
@@ -116,6 +116,7 @@ def read_target(images: Sequence[Path]) -> tuple[ImageFile, ...]:
 
     Raises:
         InputError: An image cannot be read.
+        ProbeError: Likewise.
     """
     found: dict[str, ImageFile] = {}
     for path in images:
@@ -123,7 +124,9 @@ def read_target(images: Sequence[Path]) -> tuple[ImageFile, ...]:
             sha256 = hash_file(path)
         except OSError as error:
             raise InputError(f"the image {path} cannot be read: {error.strerror or error}") from error
-        found.setdefault(sha256, ImageFile(path, sha256))
+        if sha256 not in found:
+            open_image(path)  # what cannot be read is told before a model is loaded, which takes longer
+            found[sha256] = ImageFile(path, sha256)
     return tuple(found.values())
 
 
@@ -132,7 +135,8 @@ def choose(
 ) -> tuple[tuple[Candidate, ...], tuple[LeftOutModel, ...]]:
     """Which models can be ranked, and why the others cannot.
 
-    Ranks on a source task are those among all models with a known value there.
+    Ranks on a source task are those among all models with a known value there; a task that only one model has a value
+    on says nothing of its rank.
 
     Args:
         index_name: For the commands that would help.
@@ -160,7 +164,9 @@ def choose(
             usable = [
                 profile
                 for profile in profiles
-                if profile.task in column and np.isfinite(known[row[model], column[profile.task]])
+                if profile.task in column
+                and np.isfinite(known[row[model], column[profile.task]])
+                and counts[column[profile.task]] > 1
             ]
             if usable:
                 places = [column[profile.task] for profile in usable]
@@ -175,7 +181,7 @@ def choose(
                     )
                 )
                 continue
-            reason = "none of the tasks it was profiled on has a known performance of it"
+            reason = "none of the tasks it was profiled on has a known performance of it and of another model"
             command = f"hubhound performance import FILE --index {quote(index_name)}"
         left_out.append(LeftOutModel(model=model, reason=reason, command=command))
     if not found:
@@ -289,8 +295,8 @@ def _obstacle(
         return "its profiles were made with different weights, blocks, numbers of steps or precisions", again
     parameters = profiles[0].parameters
     if request.max_parameters is not None and (parameters is None or parameters > request.max_parameters):
-        size = "an unknown number of" if parameters is None else f"{parameters:,}"
-        return f"it has {size} parameters", None
+        more = "an unknown number of parameters" if parameters is None else "more parameters"
+        return f"it has {more}, {request.max_parameters:,} are asked for", None
     if model not in row:
         return "no performance of it is known", f"hubhound performance import FILE --index {quote(index_name)}"
     return None, None
@@ -330,6 +336,6 @@ def _nothing(index_name: str, knowledge: Knowledge, left_out: Sequence[LeftOutMo
             f"'hubhound performance import FILE --index {index_name}' and profile them with "
             f"'hubhound profile MODEL... --index {index_name}'"
         )
-    first = left_out[0]
+    first = next((one for one in left_out if knowledge.profiles_of(one.model)), left_out[0])
     then = f": run '{first.command}'" if first.command else ""
     return f"no model can be ranked; of {len(left_out)} the first is {first.model}: {first.reason}{then}"

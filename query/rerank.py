@@ -105,13 +105,15 @@ class Reranker:
             InputError: An image cannot be read.
         """
         target = read_target(images)[:TARGETS]
-        predicted = self._predicted(answer, target)
+        predicted, failed = self._predicted(answer, target)
         results, reports = [], []
         for result in answer.results:
             hits = result.hits[: self._settings.top]
-            figures = self._figures(hits, target, predicted)
+            figures = self._figures(hits, target, predicted, failed)
             scores = self._scores(hits, figures)
-            order = sorted(range(len(hits)), key=lambda i: (-scores[i], i))
+            order = list(range(len(hits)))
+            if self._settings.weight > 0:
+                order.sort(key=lambda i: -scores[i])
             moved = [hits[i].model_copy(update={"rank": place}) for place, i in enumerate(order, start=1)]
             rest = [
                 hit.model_copy(update={"rank": place})
@@ -122,37 +124,44 @@ class Reranker:
         rerank = Rerank(method="dcd", weight=self._settings.weight, images=len(target), hits=tuple(reports))
         return answer.model_copy(update={"results": tuple(results), "rerank": rerank})
 
-    def _predicted(self, answer: SearchAnswer, target: Sequence[ImageFile]) -> dict[str, float]:
-        """Predicted ranks of those hits whose models have profiles and known performance."""
+    def _predicted(self, answer: SearchAnswer, target: Sequence[ImageFile]) -> tuple[dict[str, float], dict[str, str]]:
+        """Predicted ranks of those hits whose models have profiles and known performance, and who could not be run."""
         knowledge = self._index.knowledge()
         known = set(knowledge.models())
         names = tuple(
             dict.fromkeys(hit.model for result in answer.results for hit in result.hits if hit.model in known)
         )
         if not names:
-            return {}
+            return {}, {}
         request = RecommendRequest(tuple(image.path for image in target), names, k=len(names))
         try:
             candidates, _ = choose(str(self._index.folder), knowledge, request)
         except InputError:
-            return {}
+            return {}, {}
         found: dict[str, float] = {}
+        failed: dict[str, str] = {}
         for candidate in candidates:
             try:
                 profile = self._profiler(candidate, target)
-            except HubhoundError:
-                continue  # its figure says why
+            except HubhoundError as error:
+                failed[candidate.model] = str(error)
+                continue
             found |= {one.model: one.predicted_rank for one in rank([candidate], [profile], request).ranking}
-        return found
+        return found, failed
 
     def _figures(
-        self, hits: Sequence[Hit | ModelHit], target: Sequence[ImageFile], predicted: Mapping[str, float]
+        self,
+        hits: Sequence[Hit | ModelHit],
+        target: Sequence[ImageFile],
+        predicted: Mapping[str, float],
+        failed: Mapping[str, str],
     ) -> list[_Figure]:
         """A figure a hit; every model is loaded once at most."""
         homes = [[] if hit.model in predicted else self._home(hit) for hit in hits]
         rows: dict[str, dict[str, Float64Array]] = {}
-        reasons: dict[str, str] = {}
-        for model in dict.fromkeys(hit.model for hit in hits if hit.model not in predicted):
+        reasons = dict(failed)
+        done = {*predicted, *failed}
+        for model in dict.fromkeys(hit.model for hit in hits if hit.model not in done):
             own = [place for place, hit in enumerate(hits) if hit.model == model]
             images = [*target, *(image for place in own for image in homes[place])]
             first = hits[own[0]]
@@ -191,11 +200,16 @@ class Reranker:
 
     def _scores(self, hits: Sequence[Hit | ModelHit], figures: Sequence[_Figure]) -> list[float]:
         weight = self._settings.weight
-        margins = _standardised([hit.margin for hit in hits])
+        margins = _standardised([_margin(hit) for hit in hits])
         by_rank = _standardised([figure.predicted_rank for figure in figures])
         by_divergence = _standardised([figure.divergence for figure in figures])
         fused: list[float] = ((1 - weight) * margins - weight * (by_rank + by_divergence)).tolist()
         return fused
+
+
+def _margin(hit: Hit | ModelHit) -> float:
+    """What the search ordered its hits by."""
+    return hit.score if isinstance(hit, ModelHit) and hit.score is not None else hit.margin
 
 
 def _mean(rows: Mapping[str, Float64Array], images: Sequence[ImageFile]) -> Float64Array:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from engine.conductance_cache import ConductanceCache, ProfileKey
-from engine.errors import InputError, ModelFailedError, Reason
+from engine.errors import IndexMismatchError, InputError, ModelFailedError, Reason
 from engine.index import Index
 from engine.schema import Profile
 from indexers.profiler import ImageFile, ProfiledImages, Profiler, ProfileSettings
-from indexers.sources import ModelSource, expand
+from indexers.sources import ModelSource, expand, revision_of
 from indexers.towers import VLM, TowerSource
 from query.profiled import CACHE
 from query.recommend import Candidate, TargetProfile
@@ -77,7 +77,18 @@ class TargetProfiler:
         settings = self._settings
         if recorded is not None:
             settings = replace(settings, n_steps=recorded.n_steps, precision=recorded.precision)  # type: ignore[arg-type]
-        profiler = Profiler(self._source(model, revision), self._cache, self._device, settings, recorded)
+        source = self._source(model, revision)
+        if recorded is None and revision is not None and source.classifier is not None:
+            there, _ = revision_of(source.classifier)
+            if there != revision:
+                raise IndexMismatchError(
+                    f"{source.place} is not what was indexed as {model}: add it to the index again, "
+                    "or name the folder with --models",
+                    "revision",
+                    revision,
+                    there,
+                )
+        profiler = Profiler(source, self._cache, self._device, settings, recorded)
         tell = self._tell
         return profiler.profile(
             images, None if tell is None else lambda what, done, total: tell(model, what, done, total)

@@ -142,6 +142,11 @@ class DescriptorStore(abc.ABC):
         """Removes the profiles of one model."""
         self._delete_knowledge({KIND: PROFILE_KIND, MODEL: model})
 
+    def delete_performance(self, model: str | None = None, task: str | None = None) -> None:
+        """Removes what is known of one model, of one task, of one model on one task, or of all."""
+        where = {MODEL: model, TASK: task}
+        self._delete_knowledge({KIND: PERFORMANCE_KIND, **{key: value for key, value in where.items() if value}})
+
     @abc.abstractmethod
     def _knowledge(self, where: Mapping[str, str]) -> list[Known]:
         """The records whose payload fields have these values, in ``known_order``."""

@@ -302,13 +302,19 @@ def _inputs(given: dict[str, Any]) -> _Inputs:
         models, tasks, left_out = zoo.models, zoo.tasks, zoo.left_out
     profiles = None
     if index is not None and _from_profiles(given):
-        from query.profiled import image_profiles
+        from query.profiled import image_profiles, known_as_means
 
         profiles = {
             model: replace(own, images={task: own.images[task] for task in tasks or own.images if task in own.images})
             for model, own in image_profiles(index).items()
             if models is None or model in models
         }
+        means = known_as_means(index, profiles)
+        if means:
+            note(
+                f"{len(means)} models have profiles whose single images are no longer remembered, so none can be drawn "
+                f"(the first is {means[0]}): hubhound profile MODEL... --again makes them anew"
+            )
     return _Inputs(table_of(records, models), profiles, index, left_out)
 
 

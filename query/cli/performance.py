@@ -121,6 +121,35 @@ def list_(index_path: str, task: str | None, form: str) -> None:
         table(None, ["task", ("rank", "right"), "model", ("value", "right"), "metric", "source"], rows)
 
 
+@performance.command(
+    epilog="""
+\b
+Examples:
+  hubhound performance remove --task cars --index zoo
+  hubhound performance remove --model open_clip:RN50/openai --index zoo
+"""
+)
+@index_option
+@click.option("--task", metavar="T", help="What is known about this task.")
+@click.option("--model", metavar="MODEL", help="What is known about this model.")
+def remove(index_path: str, task: str | None, model: str | None) -> None:
+    """Forget what is known about a task, a model, or a model on a task."""
+    from engine.errors import InputError
+    from engine.writer import IndexWriter
+
+    if task is None and model is None:
+        raise click.UsageError("say what to forget: --task, --model or both")
+    with IndexWriter(Path(index_path).expanduser()) as writer:
+        known = writer.store.performance()
+        gone = [one for one in known if task in {None, one.task} and model in {None, one.model}]
+        if not gone:
+            what = " and ".join(filter(None, (task and f"task {task!r}", model and f"model {model!r}")))
+            raise InputError(f"nothing is known about {what} in {index_path}: see 'hubhound performance list'")
+        writer.drop_performance(model, task)
+        writer.export_knowledge()
+    note(f"{len(gone)} value{'' if len(gone) == 1 else 's'} removed")
+
+
 def _ranked(known: Sequence[Performance]) -> list[tuple[Performance, float]]:
     """Records with their ranks by task, metric and rank."""
     from engine.performance import ranks, table_of

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from indexers.profiler import ImageFile, ProfileSettings
     from indexers.profiling import Profiled
 
+N_STEPS = 50
+"""``engine.conductance.N_STEPS``, which cannot be imported where help must come at once."""
+
 
 def passes_options(function: Function) -> Function:
     """Adds the options of every command that runs towers forwards and backwards."""
@@ -66,9 +69,8 @@ Examples:
 @click.option(
     "--n-steps",
     type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
-    help="Steps of the path from the baseline to an image. All profiles of a model need the same.",
+    help="Steps of the path from the baseline to an image. All profiles of a model need the same.  [default: those of "
+    "the model's other profiles, or else 50]",
 )
 @click.option(
     "--precision",
@@ -101,6 +103,8 @@ def profile(models: tuple[str, ...], index_path: str, form: str, **given: Any) -
     from indexers.profiling import Profiled, profile_model
     from indexers.towers import expand_towers
 
+    if given["again"] and given["tasks"]:
+        raise click.UsageError("--again makes all profiles of a model anew: leave out --task")
     sources = expand_towers(models)
     device = pick_device(given["device"])
     outcomes: list[Profiled] = []
@@ -118,14 +122,12 @@ def profile(models: tuple[str, ...], index_path: str, form: str, **given: Any) -
                     def tell(what: str, done: float, total: float, name: str = source.name) -> None:
                         current(done, total, f"{name}: {what}")
 
-                    known = writer.store.profiles(model=source.name)
+                    known = [] if given["again"] else writer.store.profiles(model=source.name)
                     precision = given["precision"]
                     if precision == "auto":
-                        kept = known[0].precision if known and not given["again"] else None
-                        precision = kept or default_precision(device)
-                    settings = pass_settings(
-                        given, n_steps=given["n_steps"], precision=precision, pattern=given["pattern"]
-                    )
+                        precision = known[0].precision if known else default_precision(device)
+                    n_steps = given["n_steps"] or (known[0].n_steps if known else N_STEPS)
+                    settings = pass_settings(given, n_steps=n_steps, precision=precision, pattern=given["pattern"])
                     try:
                         outcome = profile_model(
                             writer, source, tasks, str(device), settings, again=given["again"], progress=tell
@@ -207,7 +209,7 @@ def _report(outcomes: list[Profiled], form: str) -> None:
                         str(o.profiles),
                         str(o.computed),
                         str(o.images),
-                        f"{o.completeness_gap:.2g}",
+                        f"{o.completeness_gap:.0%}",
                         seconds(o.seconds),
                         "profiled" if o.computed else "there already",
                     ]

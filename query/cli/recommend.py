@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,10 +12,12 @@ from query.cli.output import bars, data, data_json, format_option, index_option,
 from query.cli.profile import pass_settings, passes_options
 
 if TYPE_CHECKING:
+    from indexers.towers import TowerSource
     from query.recommendation import Recommendation, Recommended
 
 _SHOWN = 4  # source tasks of a model in a table
 _NAMED = 5  # candidates that could not be ranked, in a note
+_ROUGH = 0.5  # completeness gap from which the steps do not follow the path well
 _WIDTH = 20  # of the longest bar
 
 
@@ -28,6 +31,7 @@ Examples:
   hubhound recommend --images photos/ --index zoo --candidates @shortlist.txt --gamma 10
 """
 )
+@click.argument("more_images", nargs=-1, metavar="[PATH]...")
 @click.option(
     "--images", multiple=True, required=True, metavar="PATH", help="An image of the task, or a folder; repeatable."
 )
@@ -58,6 +62,7 @@ Examples:
 @passes_options
 @format_option
 def recommend(
+    more_images: tuple[str, ...],
     images: tuple[str, ...],
     index_path: str,
     k: int,
@@ -83,9 +88,12 @@ def recommend(
 
     if "://" in index_path:
         raise IndexUnusableError(f"the index {index_path} is not a folder: this version reads embedded indexes")
-    request = RecommendRequest(
-        read_images(images), _names(candidates), k, _count(max_params), eta, gamma, explain=explain
-    )
+    strange = [path for path in more_images if not Path(path).expanduser().exists()]
+    if strange:
+        raise click.UsageError(f"{strange[0]!r} is no image; models to choose from are named with --candidates")
+    wanted = _candidates(candidates)
+    shown = read_images((*images, *more_images))  # a shell makes several arguments of photos/*.jpg
+    request = RecommendRequest(shown, tuple(wanted), k, _count(max_params), eta, gamma, explain=explain)
     index = Index(Path(index_path).expanduser())
     with bars() as bar:
         current = bar("reading", "images")
@@ -94,7 +102,8 @@ def recommend(
             current(done, total, f"{model}: {what}")
 
         settings = pass_settings(given)
-        profiler = TargetProfiler(index, given["device"], settings, tell=tell)
+        folders = {name: one for name, one in wanted.items() if one.classifier and one.classifier.folder}
+        profiler = TargetProfiler(index, given["device"], settings, folders, tell)
         found = answer_to(index, request, profiler, index_path)
     if form == "json":
         data_json(found.to_json())
@@ -106,12 +115,12 @@ def recommend(
     _notes(found, form)
 
 
-def _names(arguments: tuple[str, ...]) -> tuple[str, ...]:
+def _candidates(arguments: tuple[str, ...]) -> dict[str, TowerSource]:
     if not arguments:
-        return ()
+        return {}
     from indexers.towers import expand_towers
 
-    return tuple(source.name for source in expand_towers(arguments))
+    return {source.name: source for source in expand_towers(arguments)}
 
 
 def _count(text: str | None) -> int | None:
@@ -167,17 +176,38 @@ def _bar(share: float) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _notes(found: Recommendation, form: str) -> None:
-    images = len(found.target.images)
     note(
-        f"{found.candidates} models ranked for {images} image{'' if images == 1 else 's'} in "
+        f"{_counted(found.candidates, 'model')} ranked for {_counted(len(found.target.images), 'image')} in "
         f"{found.seconds * 1000:.1f} ms; {found.profiled} profiles of images had to be computed"
     )
-    if form == "json":  # it has them all
+    if form != "table":  # json has them all, quiet is quiet
         return
+    counts = {len(one.sources) for one in found.ranking}
+    if counts == {1}:
+        note("there is only one source task: it decides alone, whatever its weight")
+    elif len(counts) > 1:
+        fewest = min(found.ranking, key=lambda one: len(one.sources))
+        note(
+            f"models are judged by different source tasks, {fewest.model} by {len(fewest.sources)} of {max(counts)}: "
+            "profile all on all tasks and import what is known of them there"
+        )
+    rough = [one for one in found.ranking if (one.completeness_gap or 0) > _ROUGH]
+    if rough:
+        note(
+            f"the completeness gap of {len(rough)} is above {_ROUGH:.0%} ({rough[0].model}: "
+            f"{rough[0].completeness_gap:.0%}): profiles with more --n-steps follow the path better"
+        )
     for reason in dict.fromkeys(one.reason for one in found.left_out):
         same = [one for one in found.left_out if one.reason == reason]
         names = ", ".join(one.model for one in same[:_NAMED])
         more = f" and {len(same) - _NAMED} more" if len(same) > _NAMED else ""
-        how = f": {same[0].command}" if same[0].command else ""
+        command = same[0].command or ""
+        if len(same) > 1:
+            command = command.replace(quote(same[0].model), "MODEL...")
+        how = f": {command}" if command else ""
         note(f"not ranked, {reason} ({len(same)}): {names}{more}{how}")

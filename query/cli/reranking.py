@@ -51,6 +51,11 @@ class Reranking:
             raise InputError("--rerank-weight, --rerank-top and --models say how to rerank: add --rerank dcd")
         if not request.images:
             raise InputError("--rerank dcd compares what models make of your images: give some with --images")
+        if request.evidence != "probes":
+            raise InputError(
+                f"--rerank dcd weighs conductance against the margin, --evidence {request.evidence} orders by labels, "
+                "too: use one of them"
+            )
         settings = RerankSettings(WEIGHT if weight is None else weight, TOP if top is None else top)
         found = expand_towers(folders) if folders else []
         return cls(settings, {source.name: source for source in found})
@@ -82,5 +87,5 @@ def summary(rerank: Rerank) -> str:
     if rerank.weight == 0:
         line += " (the default: on real models it did not help; --rerank-weight gives it a say)"
     if without:
-        line += f"; it says nothing of {len(without)}, the first {without[0].model}: {without[0].reason}"
+        line += f"; it says nothing of {len(without)}, the first is {without[0].model} ({without[0].reason})"
     return line

@@ -87,12 +87,13 @@ Examples:
     "--rerank",
     type=click.Choice(["dcd"]),
     help="With --images: reorder the best hits by how well each model's conductance covers the images. Every candidate "
-    "is run on them and on its own best probes, which takes seconds each; once.",
+    "is run on them and on its own best probes, which takes seconds each, once. See --rerank-weight.",
 )
 @click.option(
     "--rerank-weight",
     type=click.FloatRange(0, 1),
-    help="Share of the conductance in the order of reranked hits; the margin has the rest.",
+    help="Share of the conductance in the order of reranked hits; the margin has the rest.  [default: 0, which leaves "
+    "the order as it is]",
 )
 @click.option("--rerank-top", type=click.IntRange(min=1), help="Hits that are reranked.  [default: 10]")
 @click.option(

@@ -158,7 +158,8 @@ def _check_steps(writer: IndexWriter, sources: Sequence[TowerSource], n_steps: i
             if known.n_steps != n_steps:
                 raise InputError(
                     f"{source.name} has profiles made with {known.n_steps} steps, and {n_steps} were asked for: use "
-                    f"--n-steps {known.n_steps}, or make them anew with 'hubhound profile {source.place} --again'"
+                    f"--n-steps {known.n_steps}, or make them anew with "
+                    f"'hubhound profile {source.place} --again --n-steps {n_steps}'"
                 )
 
 

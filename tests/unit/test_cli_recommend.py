@@ -19,6 +19,7 @@ from engine.index import Index
 from engine.writer import IndexWriter
 from query.cli.main import run
 from query.cli.recommend import _bar, _count
+from query.profiled import image_profiles
 from tests.support.tiny_models import VIT, save_transformers
 from tests.support.tiny_vlm import (
     BLOCKS,
@@ -105,10 +106,28 @@ def test_again_computes_all_anew(zoo: Path, models: list[str], capsys: pytest.Ca
     known = Index(zoo).knowledge()
     assert {p.n_steps for p in known.profiles_of(models[0])} == {3}
     assert {p.n_steps for p in known.profiles_of(models[1])} == {N_STEPS}
-    part = (*steps, "--again", "--task", "pets", "--blocks", "visual.transformer.resblocks.0")
+    part = (*steps, "--again", "--blocks", "visual.transformer.resblocks.0")
     (one,) = json.loads(answer(capsys, "profile", models[0], "--index", zoo, *part)[0])["models"]
-    assert (one["computed"], one["images"], one["blocks"], one["profiles"]) == (1, 3, 1, 1)
-    assert [profile.task for profile in Index(zoo).knowledge().profiles_of(models[0])] == ["pets"]
+    assert (one["computed"], one["images"], one["blocks"], one["profiles"]) == (3, 9, 1, 3)
+    assert run(["profile", models[0], "--index", str(zoo), "--again", "--task", "pets"]) == 2
+    assert "leave out --task" in capsys.readouterr().err
+
+
+def test_without_n_steps_a_model_keeps_its_own(
+    zoo: Path, models: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (one,) = json.loads(answer(capsys, "profile", models[0], "--index", zoo, "--format", "json")[0])["models"]
+    assert (one["computed"], one["detail"]) == (0, None)
+
+
+def test_a_shell_makes_several_arguments_of_images(
+    zoo: Path, target: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ranking(capsys, zoo, "--images", target[0], target[1])
+    assert len(both["target"]["images"]) == 2
+    assert both["ranking"] == ranking(capsys, zoo, "--images", target[0], "--images", target[1])["ranking"]
+    assert run(["recommend", "--index", str(zoo), "--images", str(target[0]), "nothing.jpg"]) == 2
+    assert "is no image" in capsys.readouterr().err
 
 
 def test_again_with_a_model_that_fails_drops_nothing(
@@ -117,6 +136,7 @@ def test_again_with_a_model_that_fails_drops_nothing(
     before = Index(zoo).knowledge()
     line = refusal(capsys, "profile", models[0], "--index", zoo, *PASSES, "--again", "--blocks", "nowhere.*")
     assert "nowhere" in line and Index(zoo).knowledge() == before
+    assert len(image_profiles(Index(zoo))[models[0]].images["pets"]) == 3  # nor what is remembered of the images
 
 
 def test_other_blocks_than_those_recorded_are_refused(

@@ -235,3 +235,19 @@ def test_a_row_that_cannot_be_used_imports_nothing(
 
 def test_a_file_that_is_not_there(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cannot be read" in refusal(capsys, "performance", "import", tmp_path / "none.csv", "--index", zoo)
+
+
+def test_forgetting_performance(zoo: Path, accuracies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, "performance", "import", accuracies, "--index", zoo)
+    remove = ("performance", "remove", "--index", zoo)
+    assert "1 value removed" in answer(capsys, *remove, "--task", "cars", "--model", "open_clip:a/x")[1]
+    assert {(one.model, one.task) for one in Index(zoo).knowledge().performance} == {
+        ("open_clip:b/x", "cars"),
+        ("open_clip:c/x", "cars"),
+        ("open_clip:c/x", "pets"),
+    }
+    assert "2 values removed" in answer(capsys, *remove, "--model", "open_clip:c/x")[1]
+    assert "nothing is known about task 'pets'" in refusal(capsys, *remove, "--task", "pets")
+    assert "1 value removed" in answer(capsys, *remove, "--task", "cars")[1]
+    assert Index(zoo).knowledge().performance == ()
+    assert run(["performance", "remove", "--index", str(zoo)]) == 2

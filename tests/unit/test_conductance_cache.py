@@ -64,26 +64,6 @@ def test_keys_that_differ_in_anything_are_kept_apart(cache: ConductanceCache, ot
     assert second is not None and second.parameters == 2 and list(second.rows) == ["i1"]
 
 
-def test_forgetting_takes_all_of_one_model(cache: ConductanceCache) -> None:
-    other = replace(KEY, model="open_clip:a/c")
-    for key in (KEY, replace(KEY, n_steps=10), other):
-        cache.put(key, 1, ROWS)
-    cache.remember_place("open_clip:a/b", "/there")
-    cache.forget("open_clip:a/b")
-    assert cache.get(KEY, ["i1"]) is None and cache.get(replace(KEY, n_steps=10), ["i1"]) is None
-    kept = cache.get(other, ["i1"])
-    assert kept is not None and kept.rows
-    assert cache.place("open_clip:a/b") == "/there"
-    cache.put(KEY, 1, {})
-    empty = cache.get(KEY, list(ROWS))
-    assert empty is not None and not empty.rows
-
-
-def test_forgetting_makes_no_file(cache: ConductanceCache, tmp_path: Path) -> None:
-    cache.forget("a")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_places(cache: ConductanceCache) -> None:
     assert cache.place("org/a") is None
     cache.remember_place("org/a", "/one")
@@ -131,7 +111,6 @@ def test_where_nothing_can_be_written_nothing_is_said(tmp_path: Path, path: str)
     cache = ConductanceCache(tmp_path / path)
     cache.put(KEY, 1, ROWS)
     cache.remember_place("org/a", "/one")
-    cache.forget("open_clip:a/b")
     assert cache.get(KEY, ["i1"]) is None and cache.place("org/a") is None
 
 

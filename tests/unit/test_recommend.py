@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from engine.errors import (
     BlocksError,
@@ -230,8 +231,22 @@ def test_the_largest_number_of_parameters() -> None:
     world = known(accuracies, [p for model, n in sizes.items() for p in profiles_of(model, parameters=n)])
     candidates, left_out = choose("zoo", world, replace(ASK, max_parameters=10))
     assert [candidate.model for candidate in candidates] == ["org/small"]
-    assert [one.reason for one in left_out] == ["it has 11 parameters", "it has an unknown number of parameters"]
+    assert [one.reason for one in left_out] == [
+        "it has more parameters, 10 are asked for",
+        "it has an unknown number of parameters, 10 are asked for",
+    ]
     assert len(choose("zoo", world, ASK)[0]) == 3
+
+
+def test_a_task_that_one_model_alone_has_a_value_on_says_nothing_of_its_rank() -> None:
+    accuracies = {"org/a": (0.01, 0.4, None), "org/b": (None, 0.9, 0.8), "org/c": (None, None, 0.7)}
+    world = known(accuracies, [p for model in accuracies for p in profiles_of(model)])
+    candidates, _ = choose("zoo", world, ASK)
+    assert {one.model: len(one.tasks) for one in candidates} == {"org/a": 1, "org/b": 2, "org/c": 1}
+    assert all(count == 2 for one in candidates for count in one.counts)
+    lonely = known({"org/a": (0.01, 0.4, 0.5)}, profiles_of("org/a"))
+    with pytest.raises(InputError, match="a known performance of it and of another model"):
+        choose("zoo", lonely, ASK)
 
 
 def test_nothing_to_rank_says_what_is_missing(world: Knowledge) -> None:
@@ -243,7 +258,7 @@ def test_nothing_to_rank_says_what_is_missing(world: Knowledge) -> None:
         choose("zoo", replace(world, profiles=()), ASK)
     with pytest.raises(InputError, match="no performance of it is known"):
         choose("zoo", replace(world, performance=()), ASK)
-    with pytest.raises(InputError, match=r"it has an unknown number of parameters$"):
+    with pytest.raises(InputError, match=r"it has an unknown number of parameters, 1 are asked for$"):
         choose("zoo", world, replace(ASK, candidates=("org/c",), max_parameters=1))
 
 
@@ -264,10 +279,13 @@ def test_requests_that_make_no_sense(change: dict[str, Any], message: str) -> No
 
 
 def test_the_target_counts_each_content_once(tmp_path: Path) -> None:
-    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
-        (tmp_path / name).write_bytes(content)
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "red")):
+        Image.new("RGB", (4, 4), colour).save(tmp_path / name, "PNG")
     found = read_target([tmp_path / name for name in "abc"])
     assert [image.path.name for image in found] == ["a", "b"]
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(ProbeError, match=r"text\.jpg is not an image"):
+        read_target([tmp_path / "a", tmp_path / "text.jpg"])
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
             read_target([path])
@@ -277,7 +295,7 @@ def test_the_target_counts_each_content_once(tmp_path: Path) -> None:
 def zoo(tmp_path: Path, world: Knowledge) -> Index:
     index = make_index(tmp_path / "zoo")
     world.write(index.folder)
-    (tmp_path / "one.png").write_bytes(b"1")
+    Image.new("RGB", (4, 4)).save(tmp_path / "one.png")
     return index
 
 

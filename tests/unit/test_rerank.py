@@ -176,6 +176,21 @@ def test_models_are_reranked_by_all_their_matched_outputs(index: Index, image: P
     assert [hit.model for hit in after.results[0].models] == [hit.model for hit in after.rerank.hits]
 
 
+def test_a_ceiling_orders_models_by_their_score(index: Index, image: Path) -> None:
+    searcher = Searcher(index, encode, encode_images=encode_images)
+    request = SearchRequest(concepts=("owl", "chair"), level="model", require="any", ceiling=1.0)
+    before = searcher.search(request)
+    reranker = Reranker(index, searcher.snapshot, PretendProfiler(), RerankSettings(0.3, 6))  # type: ignore[arg-type]
+    after = reranker.rerank(before, [image], 6)
+    assert after.rerank is not None
+    hits = before.results[0].models
+    told = {hit.model: hit for hit in after.rerank.hits}
+    scores = np.array([hit.score for hit in hits], np.float64)
+    apart = np.array([told[hit.model].divergence for hit in hits], np.float64)
+    slow = 0.7 * (scores - scores.mean()) / scores.std() - 0.3 * (apart - apart.mean()) / apart.std()
+    np.testing.assert_allclose([told[hit.model].score for hit in hits], slow, atol=1e-6)
+
+
 def test_hits_below_the_top_keep_their_places(index: Index, image: Path) -> None:
     searcher, before = searched(index, image, k=6)
     reranker = Reranker(index, searcher.snapshot, PretendProfiler(), RerankSettings(1.0, 3))  # type: ignore[arg-type]
@@ -214,9 +229,11 @@ def test_no_hit_to_rerank_is_refused() -> None:
         (["owl", "--rerank", "dcd"], "give some with --images"),
         (["owl", "--rerank-top", "3"], "add --rerank dcd"),
         (["owl", "--rerank-weight", "0.5"], "add --rerank dcd"),
+        (["owl", "--images", "IMAGE", "--evidence", "both", "--rerank", "dcd"], "orders by labels, too"),
     ],
 )
-def test_the_command_says_what_is_missing(index: Index, arguments: list[str], part: str) -> None:
+def test_the_command_says_what_is_missing(index: Index, image: Path, arguments: list[str], part: str) -> None:
+    arguments = [str(image) if argument == "IMAGE" else argument for argument in arguments]
     found = CliRunner().invoke(cli, ["search", *arguments, "--index", str(index.folder)])
     assert isinstance(found.exception, InputError)
     assert part in str(found.exception)
