@@ -202,7 +202,8 @@ def info(index_path: str, form: str) -> None:
     libraries: dict[str, int] = {}
     for model in models:
         libraries[model.library or "unknown"] = libraries.get(model.library or "unknown", 0) + 1
-    parts = ("store", "snapshots", "responses", "probes", "background")
+    parts = ("store", "snapshots", "responses", "probes", "background", "tasks", "conductance.sqlite")
+    known = opened.knowledge()
     facts: dict[str, object] = {
         "manifest": opened.manifest.model_dump(mode="json"),
         "generation": 0 if snapshot is None else snapshot.number,
@@ -210,6 +211,10 @@ def info(index_path: str, form: str) -> None:
         "outputs": 0 if snapshot is None else len(snapshot),
         "left_out": sum(len(model.left_out) for model in models),
         "libraries": libraries,
+        "tasks": len(known.tasks),
+        "profiles": len(known.profiles),
+        "profiled_models": len(known.models()),
+        "performance": len(known.performance),
         "bytes": {part: size_bytes(folder / part) for part in parts},
         "bytes_per_output": {} if snapshot is None else snapshot.bytes_per_output(),
     }
@@ -230,6 +235,11 @@ def info(index_path: str, form: str) -> None:
         ("method", f"{manifest.method}, {manifest.normalisation} normalisation"),
         ("background", f"{manifest.background.count} phrases from {manifest.background.source}"),
         ("snapshot", f"generation {facts['generation']}"),
+        (
+            "tasks",
+            f"{len(known.tasks)}, {len(known.profiles)} profiles of {len(known.models())} models, "
+            f"{len(known.performance)} values of performance",
+        ),
         ("on disk", ", ".join(f"{part} {size(size_bytes(folder / part))}" for part in parts)),
     ]
     table(str(folder), ["", ""], rows)
