@@ -11,9 +11,6 @@ from engine.index import Index
 from engine.profiles import Float64Array, ImageProfiles
 from engine.schema import Profile, Task
 
-CACHE = FILE
-"""Name of the file in an index's folder that remembers the conductance of single images."""
-
 
 def key_of(profile: Profile) -> ProfileKey:
     """What the single images behind a profile are remembered under."""
@@ -33,7 +30,7 @@ def image_profiles(index: Index) -> dict[str, ImageProfiles]:
         By model.
     """
     knowledge = index.knowledge()
-    cache = ConductanceCache(index.folder / CACHE)
+    cache = ConductanceCache(index.folder / FILE)
     found: dict[str, ImageProfiles] = {}
     for model in knowledge.models():
         profiles = [(profile, knowledge.task(profile.task)) for profile in knowledge.profiles_of(model)]

@@ -19,14 +19,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engine.conductance_cache import ConductanceCache, ProfileKey
+from engine.conductance_cache import FILE, ConductanceCache, ProfileKey
 from engine.errors import HubhoundError, InputError
 from engine.index import Index
 from engine.snapshot import Snapshot
 from engine.transfer import divergence
 from indexers.profiler import ImageFile
 from query.answers import Hit, ModelHit, Rerank, Reranked, Result, SearchAnswer
-from query.profiled import CACHE
 from query.recommend import RecommendRequest, choose, rank, read_target
 from query.targets import TargetProfiler
 
@@ -89,7 +88,7 @@ class Reranker:
         self._snapshot = snapshot
         self._profiler = profiler
         self._settings = settings or RerankSettings()
-        self._cache = ConductanceCache(index.folder / CACHE)
+        self._cache = ConductanceCache(index.folder / FILE)
 
     def rerank(self, answer: SearchAnswer, images: Sequence[Path], k: int) -> SearchAnswer:
         """The answer with its hits in the fused order, and what changed.

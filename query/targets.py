@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from engine.conductance_cache import ConductanceCache, ProfileKey
+from engine.conductance_cache import FILE, ConductanceCache, ProfileKey
 from engine.errors import IndexMismatchError, InputError, ModelFailedError, Reason
 from engine.index import Index
 from engine.schema import Profile
 from indexers.profiler import ImageFile, ProfiledImages, Profiler, ProfileSettings
 from indexers.sources import ModelSource, expand, revision_of
 from indexers.towers import VLM, TowerSource
-from query.profiled import CACHE
 from query.recommend import Candidate, TargetProfile
 
 Tell = Callable[[str, str, float, float], None]
@@ -40,7 +39,7 @@ class TargetProfiler:
         folders: Mapping[str, TowerSource] | None = None,
         tell: Tell | None = None,
     ) -> None:
-        self._cache = ConductanceCache(index.folder / CACHE)
+        self._cache = ConductanceCache(index.folder / FILE)
         self._device = device
         self._settings = settings
         self._folders = folders or {}

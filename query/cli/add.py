@@ -97,15 +97,14 @@ def add(
     limit = parse_size(cache_size)
     outcomes: list[Outcome] = []
     with IndexWriter(Path(index_path).expanduser()) as writer:
-        from engine.conductance_cache import ConductanceCache
+        from engine.conductance_cache import FILE, ConductanceCache
         from engine.throughput import pick_device
         from indexers.pixels import PixelCache
         from indexers.prober import Prober
-        from query.profiled import CACHE
 
         probes = writer.index.probes(Path(probe_folder) if probe_folder else None)
         prober = Prober(probes, PixelCache(cache_folder(cache) / "pixels", limit), pick_device(device))
-        places = ConductanceCache(writer.index.folder / CACHE)
+        places = ConductanceCache(writer.index.folder / FILE)
         try:
             with bars() as bar:
                 overall = bar("models", "")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from engine.conductance_cache import ConductanceCache, ProfileKey
+from engine.conductance_cache import FILE, ConductanceCache, ProfileKey
 from engine.errors import InputError, ModelFailedError, Reason
 from engine.index import Index
 from engine.schema import Performance, Profile, Task, TaskImage
@@ -19,7 +19,6 @@ from engine.writer import IndexWriter
 from indexers.profiler import ImageFile, ProfiledImages
 from query.answers import Hit, SearchAnswer
 from query.cli.main import cli
-from query.profiled import CACHE
 from query.recommend import Candidate, TargetProfile
 from query.request import SearchRequest
 from query.rerank import HOME_PROBES, N_STEPS, Reranker, RerankSettings
@@ -206,7 +205,7 @@ def test_hits_below_the_top_keep_their_places(index: Index, image: Path) -> None
 def test_what_is_remembered_of_a_classifier_spares_its_loading(index: Index, image: Path) -> None:
     profiler = PretendProfiler()
     key = ProfileKey("org/things", "r1", ("a", "b", "c", "d"), N_STEPS)
-    ConductanceCache(index.folder / CACHE).put(key, 1, {"0" * 64: (np.ones(4), 0.0)})
+    ConductanceCache(index.folder / FILE).put(key, 1, {"0" * 64: (np.ones(4), 0.0)})
     reranked(index, image, profiler, 0.5)
     assert profiler.recorded["org/things"] == key
     assert profiler.recorded["org/animals"] is None

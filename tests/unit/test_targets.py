@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.conductance_cache import ConductanceCache
+from engine.conductance_cache import FILE, ConductanceCache
 from engine.errors import ModelFailedError
 from engine.index import Index
 from indexers.profiler import ProfileSettings
 from indexers.sources import ModelSource
 from indexers.towers import TowerSource
-from query.profiled import CACHE
 from query.targets import TargetProfiler
 from tests.support.small_index import make_index
 
@@ -39,7 +38,7 @@ def test_a_vision_language_model_is_its_name(index: Index) -> None:
 def test_a_classifier_of_the_hub_at_the_revision_that_was_profiled(index: Index) -> None:
     assert source(index, "org/a").classifier == ModelSource("org/a")
     assert source(index, "org/a", "sha").classifier == ModelSource("org/a", "sha")
-    ConductanceCache(index.folder / CACHE).remember_place("org/a", "org/a@v2")
+    ConductanceCache(index.folder / FILE).remember_place("org/a", "org/a@v2")
     assert source(index, "org/a").classifier == ModelSource("org/a", "v2")
     assert source(index, "org/a", "sha").classifier == ModelSource("org/a", "sha")
 
@@ -49,7 +48,7 @@ def test_a_classifier_of_a_folder(index: Index, tmp_path: Path, monkeypatch: pyt
     here = classifier(tmp_path / "here/org/a")
     monkeypatch.chdir(tmp_path / "here")
     assert source(index, "org/a", "sha").classifier == ModelSource("org/a", folder=here)
-    ConductanceCache(index.folder / CACHE).remember_place("org/a", str(there))
+    ConductanceCache(index.folder / FILE).remember_place("org/a", str(there))
     assert source(index, "org/a", "sha").classifier == ModelSource("org/a", folder=there)
     (there / "config.json").unlink()
     assert source(index, "org/a", "sha").classifier == ModelSource("org/a", folder=here)
@@ -63,7 +62,7 @@ def test_a_folder_that_was_named(index: Index, tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_nowhere(index: Index, tmp_path: Path) -> None:
-    ConductanceCache(index.folder / CACHE).remember_place("org/a..b", str(tmp_path / "gone"))
+    ConductanceCache(index.folder / FILE).remember_place("org/a..b", str(tmp_path / "gone"))
     with pytest.raises(ModelFailedError, match="neither where it was profiled nor on the Hub") as caught:
         source(index, "org/a..b")
     assert caught.value.model == "org/a..b"
