@@ -422,3 +422,21 @@ def test_turned_towers_are_the_same_network() -> None:
     images = torch.randn(2, 3, 32, 32)
     usual = tower(images)
     assert torch.allclose(tokens_first(tower)(images), usual, atol=1e-5)
+
+
+def test_an_answer_that_changes_next_to_the_baseline_only_is_no_constant_one() -> None:
+    """A network that normalises its input sees the same picture all along the path, and nothing at its beginning."""
+
+    class Levelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Flatten()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.block(x)
+            return 3 * y / (y.norm(dim=1, keepdim=True) + 1e-12)
+
+    tower = Levelled()
+    found = layer_conductance(tower, tower, {"block": tower.block}, torch.ones(1, 3, 4, 4), n_steps=4)
+    np.testing.assert_allclose(found.difference, [3.0], rtol=1e-6)
+    np.testing.assert_allclose(found.total, [[0.0]], atol=1e-5)

@@ -355,20 +355,21 @@ def test_how_many_inputs_fit(vlm: TowerSource, photos: list[ImageFile], monkeypa
     def fit(n_steps: int = 50) -> int:
         return inputs_that_fit(tower.forward, tower.module, blocks, image, n_steps)
 
-    assert fit() == 51 and fit(1) == 2 and fit(9) == 10
+    assert fit() == 17 and fit(1) == 2 and fit(9) == 10  # a CPU is busy with seventeen
     monkeypatch.setattr(memory_module, "free_bytes", lambda device: 0)
     assert fit() == 2
     sizes = []
     for free in (10**5, 10**6, 10**7, 10**12):
         monkeypatch.setattr(memory_module, "free_bytes", lambda device, free=free: free)
         sizes.append(fit())
-    assert sizes == sorted(sizes) and 2 <= sizes[0] < 51 and sizes[-1] == 51
+    assert sizes == sorted(sizes) and 2 <= sizes[0] < 17 and sizes[-1] == 17
 
 
 def test_a_wider_network_keeps_more(tmp_path: Path, photos: list[ImageFile], monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.support.tiny_vlm import CLIP_CONFIG
 
     monkeypatch.setattr(memory_module, "free_bytes", lambda device: 10**6)
+    monkeypatch.setattr(memory_module, "default_batch", lambda n_steps, device: n_steps + 1)
     fits = []
     for width in (16, 64):
         config = {**CLIP_CONFIG, "vision_cfg": {**CLIP_CONFIG["vision_cfg"], "width": width}}
