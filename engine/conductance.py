@@ -18,7 +18,7 @@ computed twice, and the result is the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -45,7 +45,6 @@ _DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.b
 _SCALE = 1e3  # of gradients in half precision, which would lose small ones
 _UNIT = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-2}  # norms that close to 1 everywhere: normalised
 _CONSTANT = 1e-6  # norms that differ by less of the largest do so by rounding
-_CPU_BATCH = 17  # more are no faster there and take more memory
 _AT_ONCE = 8  # steps multiplied at once: their products stay in the cache, and a GPU has enough to do
 
 _Places = list[tuple[tuple[int, ...], ...]]  # the shapes of what each block answers
@@ -76,11 +75,6 @@ class Conductance:
         return np.divide(gap, scale, out=np.zeros_like(gap), where=scale > 0)
 
 
-def default_batch(n_steps: int, device: torch.device) -> int:
-    """Inputs in one pass unless told: the whole path, on a CPU no more than keep it busy."""
-    return min(n_steps + 1, _CPU_BATCH) if device.type == "cpu" else n_steps + 1
-
-
 def layer_conductance(
     forward: Forward,
     module: nn.Module,
@@ -102,7 +96,7 @@ def layer_conductance(
         blocks: d of its modules by name, each called once in a forward pass; answers may be tensors or tuples of them.
         images: Preprocessed, ``[m, ...]``, on the network's device; as many at once as fit into ``max_batch``.
         n_steps: Steps of the path.
-        max_batch: Inputs in one forward pass, at least 2; by default the whole path of one image, on a CPU part of it.
+        max_batch: Inputs in one forward pass, at least 2; by default the whole path of one image.
         baseline: x', of the shape of one image; zero (of preprocessed values) by default.
         precision: Of the passes.
         keep_maps: Also return the conductance of every entry.
@@ -118,7 +112,7 @@ def layer_conductance(
     """
     if n_steps < 1:
         raise InputError(f"n_steps is {n_steps}: at least 1 step is needed")
-    batch = default_batch(n_steps, images.device) if max_batch is None else max_batch
+    batch = n_steps + 1 if max_batch is None else max_batch
     if batch < 2:
         raise InputError(f"max_batch is {batch}: at least 2 inputs are needed, the two ends of a step")
     if not blocks:
@@ -131,12 +125,7 @@ def layer_conductance(
     todo, done = len(images) * (n_steps + 1), 0
     before: Tensor | None = None
     parts: list[_Sums] = []
-    with (
-        _still(module),
-        _Recorder(blocks) as recorder,
-        _autocast(images.device, precision),
-        fast_products(images.device, blocks.values()),
-    ):
+    with _still(module), _Recorder(blocks) as recorder, _autocast(images.device, precision):
         for first in range(0, len(images), per_pass):
             group = images[first : first + per_pass]
             ends = group if before is not None else torch.cat([zero, group])
@@ -178,11 +167,13 @@ def _sweep(
     try:
         with torch.no_grad(), recorder.tracing():  # no graph of what lies before the block that is run first
             objective = _objective(forward(inputs), len(inputs))
-        with torch.enable_grad():
-            outputs = recorder.outputs()
-            flat = [tensor for tensors in outputs for tensor in tensors]
-            if not objective.requires_grad:
-                raise ConductanceError("no block influences the answer: name other blocks with --blocks PATTERN")
+        outputs = recorder.outputs()
+        flat = [tensor for tensors in outputs for tensor in tensors]
+        if not objective.requires_grad:
+            raise ConductanceError("no block influences the answer: name other blocks with --blocks PATTERN")
+        # Backwards only: the forward pass stays bit for bit what it is, since differences of outputs that hardly change
+        # along the path are little but rounding.
+        with torch.enable_grad(), fast_products(inputs.device, recorder.blocks):
             gradients = iter(torch.autograd.grad(objective.sum() * sums.scale, flat, allow_unused=True))
         sums.norms.append(objective.detach())
         for block, tensors in enumerate(outputs):
@@ -324,6 +315,11 @@ class _Recorder:
     def __exit__(self, *exc: object) -> None:
         self._hooks.close()
         self.clear()
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """Those that are listened to."""
+        return self._blocks.values()
 
     def outputs(self) -> list[tuple[Tensor, ...]]:
         """What each block answered in the last pass."""

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.conductance import Forward, default_batch, layer_conductance
+from engine.conductance import Forward, layer_conductance
 
 _SHARE = 0.5  # of what is free may be taken: the rest of the program and others need some
+_CPU = 17  # inputs that keep a CPU busy
 _IMAGES = 8  # more at once gain nothing on any device
 
 
@@ -30,7 +31,7 @@ def inputs_that_fit(
         n_steps: Steps of the path.
 
     Returns:
-        At least 2; on a CPU at most ``default_batch``, since more inputs are no faster there.
+        At least 2; on a CPU at most 17, since more inputs are no faster there and take more memory.
     """
     kept: dict[int, int] = {}
 
@@ -44,10 +45,10 @@ def inputs_that_fit(
         layer_conductance(forward, module, blocks, image, n_steps=1, max_batch=2)
     per_input = max(1, sum(size for place, size in kept.items() if place not in weights) // 2)
     fit = int(free_bytes(image.device) * _SHARE / (1.5 * per_input))  # gradients and what is not saved come on top
-    one = default_batch(n_steps, image.device)
-    if image.device.type == "cpu" or fit < one:
-        return max(2, min(fit, one))
-    return min(fit // one, _IMAGES) * one
+    whole = n_steps + 1
+    if image.device.type == "cpu":
+        return max(2, min(fit, whole, _CPU))
+    return max(2, min(fit, whole) if fit < whole else min(fit // whole, _IMAGES) * whole)
 
 
 def free_bytes(device: torch.device) -> int:

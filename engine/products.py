@@ -20,7 +20,7 @@ _SMALLEST = 2_000_000  # multiplications from which it pays to go another way
 
 
 def fast_products(device: torch.device, modules: Iterable[nn.Module]) -> AbstractContextManager[object]:
-    """A context in which large float32 products on the CPU are oneDNN's, forwards and backwards.
+    """A context in which large float32 products on the CPU are oneDNN's, forwards and in gradients.
 
     Args:
         device: Where things are computed; elsewhere than on a CPU with oneDNN nothing changes.

@@ -64,6 +64,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     module = ModuleType("query.profiled")
     module.image_profiles = image_profiles  # type: ignore[attr-defined]
+    module.known_as_means = lambda index, known: ()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "query.profiled", module)
     monkeypatch.setattr(Index, "__init__", lambda self, folder: setattr(self, "folder", folder))
     monkeypatch.setattr(Index, "knowledge", lambda _: SimpleNamespace(performance=tuple(known.performance), tasks=()))

@@ -369,7 +369,7 @@ def test_a_wider_network_keeps_more(tmp_path: Path, photos: list[ImageFile], mon
     from tests.support.tiny_vlm import CLIP_CONFIG
 
     monkeypatch.setattr(memory_module, "free_bytes", lambda device: 10**6)
-    monkeypatch.setattr(memory_module, "default_batch", lambda n_steps, device: n_steps + 1)
+    monkeypatch.setattr(memory_module, "_CPU", 1001)
     fits = []
     for width in (16, 64):
         config = {**CLIP_CONFIG, "vision_cfg": {**CLIP_CONFIG["vision_cfg"], "width": width}}
