@@ -186,6 +186,10 @@ class Reason(StrEnum):
     NETWORK = "network"
     UNSUPPORTED_LIBRARY = "unsupported library"
     RUN_FAILED = "failed while running"
+    TIMED_OUT = "took too long"
+    CRASHED = "crashed"
+    CHECKSUM = "wrong checksum"
+    FILTERED = "not asked for"
 
 
 class ModelError(HubhoundError):
@@ -196,14 +200,23 @@ class ModelError(HubhoundError):
         detail: One line for a person: what was found and what to do.
         model: Repository id ``org/name``.
         revision: Commit or content hash, if it is known by then.
+        retry_after_s: Seconds to wait before the next try, where the Hub named them.
     """
 
-    def __init__(self, reason: Reason, detail: str, model: str, revision: str | None = None) -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        model: str,
+        revision: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(f"{model}: {reason.value}: {detail}")
         self.reason = reason
         self.detail = detail
         self.model = model
         self.revision = revision
+        self.retry_after_s = retry_after_s
 
 
 class ModelRefusedError(ModelError):

@@ -1,26 +1,33 @@
-"""Models on the Hugging Face Hub, or on whatever ``HF_ENDPOINT`` names; ``HF_TOKEN`` is respected."""
+"""Models on the Hugging Face Hub, or on whatever ``HF_ENDPOINT`` names; ``HF_TOKEN`` is respected.
+
+Fetching has three steps, so that a crawler can decide between them, and `fetch` takes them in one go::
+
+    survey(repo, revision)    one request: names, sizes and hashes of the files
+    settle(survey)            the small files; from here on it is known what the model is and which weights it needs
+    download(plan)            the weights, checked against the hash that the Hub states
+"""
 
 from __future__ import annotations
 
-import errno
+import hashlib
+import json
 import os
-import random
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from engine.errors import Reason, StoreError
+from engine.errors import Reason
 from indexers.folders import licence_of
+from indexers.hub_errors import RETRY_WAITS_S, hub_errors, patiently
 from indexers.loaders.base import Metadata, Repository
-from indexers.loaders.declined import Declined, first_line, naming
+from indexers.loaders.declined import Declined, naming
 from indexers.loaders.layout import (
-    CARD,
     CONFIG,
     MAX_JSON_BYTES,
     PREPROCESSOR_CONFIGS,
+    Weights,
     check_size,
     choose_weights,
     library_of,
@@ -32,26 +39,100 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import ModelInfo
 
-RETRY_WAITS_S = (1.0, 4.0)
-"""Seconds before the second and the third try of a request that failed for a reason that passes."""
-
-MAX_WAIT_S = 60.0
-"""Longest wait, in seconds, that the Hub can ask for; beyond that the model is left for another run."""
-
 INFO_TIMEOUT_S = 30.0
 
-_PASSING = frozenset({408, 429, 500, 502, 503, 504})
-_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
-
-Result = TypeVar("Result")
+Progress = Callable[[int, int], None]
+"""Called with the bytes of the weights that are here, and their bytes in all; what it raises ends the download."""
 
 
-def revision_of(repo: str, revision: str | None) -> tuple[str, Metadata]:
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the Hub states it.
+
+    Attributes:
+        size_bytes: None where it is not stated.
+        digest: What identifies its content: SHA-256 for large files, git's object id for others.
+        sha256: Of its content, None where it is not stated.
+    """
+
+    size_bytes: int | None
+    digest: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a repository holds, before anything is downloaded.
+
+    Attributes:
+        repo: Id, ``org/name``.
+        revision: Commit sha.
+        files: By name, as paths relative to the repository.
+        metadata: What the Hub states.
+    """
+
+    repo: str
+    revision: str
+    files: Mapping[str, RemoteFile]
+    metadata: Metadata
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """Bytes by name."""
+        return {name: file.size_bytes for name, file in self.files.items()}
+
+    def most_bytes(self, *, allow_pickle: bool) -> int:
+        """What fetching can take at most, on the disk; 0 where nothing would be fetched.
+
+        Args:
+            allow_pickle: Whether weights may be pickles where there is nothing else.
+        """
+        try:
+            weights = choose_weights(self.files, allow_pickle=allow_pickle)
+        except Declined:
+            return self.size_of(CONFIG)
+        files = weights.files
+        if weights.index is not None:  # which of them it names is not known yet
+            ending = ".bin" if weights.pickled else ".safetensors"
+            files = (weights.index, *(name for name in self.files if name.endswith(ending) and "/" not in name))
+        return sum(self.size_of(name) for name in (CONFIG, *PREPROCESSOR_CONFIGS, *files))
+
+    def size_of(self, name: str) -> int:
+        """Bytes of a file, 0 where there is none or its size is not stated."""
+        file = self.files.get(name)
+        return (file.size_bytes or 0) if file is not None else 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model that a loader will want: its small files are here, its weights are not.
+
+    Attributes:
+        survey: What there is.
+        folder: Where the files are, or will be.
+        weights: Those to download.
+        identity: Equal for models that must answer alike: hash of the weights' hashes and of everything but names and
+            labels in the configs; None where the Hub states no hashes.
+    """
+
+    survey: Survey
+    folder: Path
+    weights: Weights
+    identity: str | None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the weights."""
+        return sum(self.survey.size_of(name) for name in self.weights.files)
+
+
+def revision_of(repo: str, revision: str | None, *, waits_s: Sequence[float] | None = None) -> tuple[str, Metadata]:
     """Ask the Hub for the commit of a revision.
 
     Args:
         repo: Id, ``org/name``.
         revision: Branch, tag or commit, None for the newest.
+        waits_s: Seconds before each further try of what can pass.
 
     Returns:
         The commit sha, and what the Hub states about the model.
@@ -60,9 +141,117 @@ def revision_of(repo: str, revision: str | None) -> tuple[str, Metadata]:
         ModelRefusedError: If it is gated.
         ModelFailedError: If there is no such model, or the Hub cannot be reached.
     """
-    with naming(repo, None), _hub_errors(None):
-        info = _info(_api(), repo, revision, files=False)
+    with naming(repo, None), hub_errors(None):
+        info = _info(_api(), repo, revision, waits_s, files=False)
         return _commit(info), _metadata(info)
+
+
+def survey(repo: str, revision: str, *, waits_s: Sequence[float] | None = None) -> Survey:
+    """Ask the Hub which files a revision has.
+
+    Args:
+        repo: Id, ``org/name``.
+        revision: Commit sha.
+        waits_s: Seconds before each further try of what can pass.
+
+    Raises:
+        ModelRefusedError: If it is gated.
+        ModelFailedError: If it is missing, or the Hub cannot be reached.
+    """
+    with naming(repo, revision), hub_errors(None):
+        info = _info(_api(), repo, revision, waits_s, files=True)
+        files = {
+            file.rfilename: RemoteFile(
+                file.size,
+                file.lfs.sha256 if file.lfs is not None else file.blob_id,
+                file.lfs.sha256 if file.lfs is not None else None,
+            )
+            for file in info.siblings or ()
+        }
+        return Survey(repo, _commit(info), files, _metadata(info))
+
+
+def settle(
+    found: Survey,
+    *,
+    max_size_bytes: int,
+    allow_pickle: bool,
+    cache: Path | None,
+    waits_s: Sequence[float] | None = None,
+) -> Plan:
+    """Download the small files, and decide from names, sizes and config whether a loader will want the model.
+
+    Args:
+        found: What there is.
+        max_size_bytes: Refuse models with larger files.
+        allow_pickle: Whether weights may be pickles where there is nothing else.
+        cache: Folder for downloads, None for huggingface_hub's own.
+        waits_s: Seconds before each further try of what can pass.
+
+    Raises:
+        ModelRefusedError: If it is no image classifier, needs remote code, is too large or pickled only.
+        ModelFailedError: If it is missing, has no weights or a broken config, or the Hub cannot be reached.
+        StoreError: If downloads cannot be written.
+    """
+    sizes = found.sizes
+    with naming(found.repo, found.revision), hub_errors(cache):
+        if CONFIG not in sizes:
+            library = found.metadata.library
+            kind = f"a {library} model" if library else "of no library it names"
+            raise Declined(Reason.UNSUPPORTED_LIBRARY, f"there is no {CONFIG}, it is {kind}")
+        if found.size_of(CONFIG) > MAX_JSON_BYTES:
+            raise Declined(Reason.BROKEN_CONFIG, f"{CONFIG} is larger than {MAX_JSON_BYTES >> 20} MiB")
+
+        def get(name: str) -> Path:
+            return _download(found, name, cache, waits_s)
+
+        path = get(CONFIG)
+        config = read_json(path)
+        library = library_of(config, sizes)
+        weights = choose_weights(sizes, allow_pickle=allow_pickle)
+        if weights.index is not None:
+            weights = replace(weights, files=shards_of(get(weights.index), sizes))
+        for name in weights.files:
+            if sizes[name] is None:
+                raise Declined(Reason.NETWORK, f"the Hub states no size for {name}")
+        plan = Plan(found, path.parent, weights, None)
+        check_size(plan.size_bytes, max_size_bytes)
+        small = {}
+        for name in () if library == "timm" else PREPROCESSOR_CONFIGS:
+            if name in sizes and found.size_of(name) <= MAX_JSON_BYTES:
+                small[name] = get(name).read_bytes()
+        digests = [found.files[name].digest for name in weights.files]
+        return replace(plan, identity=_identity(config, small, digests))
+
+
+def download(
+    plan: Plan, *, cache: Path | None, progress: Progress | None = None, waits_s: Sequence[float] | None = None
+) -> Repository:
+    """Download the weights and check them.
+
+    Args:
+        plan: What to download.
+        cache: Folder for downloads, the same as of `settle`.
+        progress: Called with the bytes that are here and the bytes in all.
+        waits_s: Seconds before each further try of what can pass.
+
+    Raises:
+        ModelFailedError: If they are gone, are not what the Hub says they are, or the Hub cannot be reached.
+        StoreError: If downloads cannot be written.
+    """
+    found, total, here = plan.survey, plan.size_bytes, 0
+
+    def advance(size_bytes: int) -> None:
+        nonlocal here
+        here += size_bytes
+        if progress is not None:
+            progress(min(here, total), total)
+
+    with naming(found.repo, found.revision), hub_errors(cache):
+        for name in plan.weights.files:
+            path = _download(found, name, cache, waits_s, advance)
+            _check(path, found.files[name].sha256)
+        return Repository(found.repo, found.revision, plan.folder, found.metadata)
 
 
 def fetch(
@@ -72,7 +261,7 @@ def fetch(
     max_size_bytes: int,
     allow_pickle: bool,
     cache: Path | None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Repository:
     """Download the files that a loader needs, after deciding from names, sizes and config that one will want them.
 
@@ -86,50 +275,46 @@ def fetch(
 
     Raises:
         ModelRefusedError: If it is no image classifier, needs remote code, is gated, too large or pickled only.
-        ModelFailedError: If it is missing, has no weights or a broken config, or the Hub cannot be reached.
+        ModelFailedError: If it is missing, has no weights or a broken config, is not what the Hub says it is, or the
+            Hub cannot be reached.
         StoreError: If downloads cannot be written.
     """
-    with naming(repo, revision), _hub_errors(cache):
-        api = _api()
-        info = _info(api, repo, revision, files=True)
-        commit = _commit(info)
-        sizes = {file.rfilename: file.size for file in info.siblings or ()}
-        if CONFIG not in sizes:
-            kind = f"a {info.library_name} model" if info.library_name else "of no library it names"
-            raise Declined(Reason.UNSUPPORTED_LIBRARY, f"there is no {CONFIG}, it is {kind}")
-        if (sizes[CONFIG] or 0) > MAX_JSON_BYTES:
-            raise Declined(Reason.BROKEN_CONFIG, f"{CONFIG} is larger than {MAX_JSON_BYTES >> 20} MiB")
+    found = survey(repo, revision)
+    plan = settle(found, max_size_bytes=max_size_bytes, allow_pickle=allow_pickle, cache=cache)
+    return download(plan, cache=cache, progress=progress)
 
-        def download(name: str, advance: Callable[[int], None] | None = None) -> Path:
-            bar = _bar(advance)
-            return Path(
-                _patiently(
-                    lambda: api.hf_hub_download(repo, name, revision=commit, cache_dir=cache, tqdm_class=bar),
-                )
-            )
 
-        config = download(CONFIG)
-        library = library_of(read_json(config), sizes)
-        weights = choose_weights(sizes, allow_pickle=allow_pickle)
-        if weights.index is not None:
-            weights = replace(weights, files=shards_of(download(weights.index), sizes))
-        total = sum(_size(sizes, name) for name in weights.files)
-        check_size(total, max_size_bytes)
-        small = (CARD,) if library == "timm" else (CARD, *PREPROCESSOR_CONFIGS)
-        for name in small:
-            if name in sizes and _size(sizes, name) <= MAX_JSON_BYTES:
-                download(name)
-        here = 0
+_NAMES = frozenset({"id2label", "label2id", "label_names", "label_descriptions"})
+_REMARKS = frozenset({"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map"})
+_ORIGIN = frozenset({"license", "tag", "source", "url", "file", "hf_hub_id", "hf_hub_filename", "origin_url"})
+_ORIGIN |= {"paper_name", "paper_ids", "architecture", "custom_load", *_NAMES}
 
-        def advance(size_bytes: int) -> None:
-            nonlocal here
-            here += size_bytes
-            if progress is not None:
-                progress(min(here, total), total)
 
-        for name in weights.files:
-            download(name, advance)
-        return Repository(repo, commit, config.parent, _metadata(info))
+def _identity(config: Mapping[str, object], small: Mapping[str, bytes], digests: list[str | None]) -> str | None:
+    """What two repositories share whose models answer alike, whatever they and their outputs are called."""
+    if None in digests:
+        return None
+    kept = {key: value for key, value in config.items() if key not in _NAMES | _REMARKS}
+    if isinstance(trained := kept.get("pretrained_cfg"), dict):
+        kept["pretrained_cfg"] = {key: value for key, value in trained.items() if key not in _ORIGIN}
+    others = {name: hashlib.sha256(content).hexdigest() for name, content in small.items()}
+    whole = json.dumps([kept, others, digests], sort_keys=True, default=str)
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def _check(path: Path, sha256: str | None) -> None:
+    if sha256 is None:
+        return
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != sha256:
+        # Else the next try would find it in the cache and look no further.
+        for place in (path.resolve(), path):
+            with suppress(OSError):
+                place.unlink()
+        raise Declined(
+            Reason.CHECKSUM, f"{path.name} has the SHA-256 {found[:12]}… where the Hub states {sha256[:12]}…"
+        )
 
 
 def _api() -> HfApi:
@@ -140,9 +325,26 @@ def _api() -> HfApi:
     return HfApi(endpoint=endpoint or None, library_name="hubhound")
 
 
-def _info(api: HfApi, repo: str, revision: str | None, *, files: bool) -> ModelInfo:
-    return _patiently(
+def _info(api: HfApi, repo: str, revision: str | None, waits_s: Sequence[float] | None, *, files: bool) -> ModelInfo:
+    return patiently(
         lambda: api.model_info(repo, revision=revision, files_metadata=files, timeout=INFO_TIMEOUT_S),
+        RETRY_WAITS_S if waits_s is None else waits_s,
+    )
+
+
+def _download(
+    found: Survey,
+    name: str,
+    cache: Path | None,
+    waits_s: Sequence[float] | None,
+    advance: Callable[[int], None] | None = None,
+) -> Path:
+    api, bar = _api(), _bar(advance)
+    return Path(
+        patiently(
+            lambda: api.hf_hub_download(found.repo, name, revision=found.revision, cache_dir=cache, tqdm_class=bar),
+            RETRY_WAITS_S if waits_s is None else waits_s,
+        )
     )
 
 
@@ -150,13 +352,6 @@ def _commit(info: ModelInfo) -> str:
     if not info.sha:
         raise Declined(Reason.NETWORK, "the Hub states no commit for it")
     return info.sha
-
-
-def _size(sizes: Mapping[str, int | None], name: str) -> int:
-    size_bytes = sizes[name]
-    if size_bytes is None:
-        raise Declined(Reason.NETWORK, f"the Hub states no size for {name}")
-    return size_bytes
 
 
 def _metadata(info: ModelInfo) -> Metadata:
@@ -191,90 +386,3 @@ def _bar(advance: Callable[[int], None] | None) -> type[Any]:
             pass
 
     return Bar
-
-
-def _patiently(call: Callable[[], Result]) -> Result:
-    """Call again after a while what failed for a reason that passes."""
-    for wait_s in RETRY_WAITS_S:
-        try:
-            return call()
-        except Exception as error:
-            asked_s = _retry_after_s(error)
-            if not _passes(error) or asked_s > MAX_WAIT_S:
-                raise
-            # Many workers that fail together must not come back together.
-            time.sleep(max(asked_s, wait_s * random.uniform(0.75, 1.25)))  # noqa: S311
-    return call()
-
-
-def _passes(error: Exception) -> bool:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if isinstance(error, HfHubHTTPError):
-        return error.response is not None and error.response.status_code in _PASSING
-    # huggingface_hub has tried again by itself before it says that it found no local copy instead.
-    return _is_transport(error)
-
-
-def _is_transport(error: BaseException) -> bool:
-    # By name: huggingface_hub has changed the package it speaks HTTP with, and will again.
-    return any(kind.__module__.partition(".")[0] in ("httpx", "httpx2") for kind in type(error).__mro__)
-
-
-def _retry_after_s(error: Exception) -> float:
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    try:
-        return float(headers.get("Retry-After", 0))
-    except ValueError:  # a date; rare, and our own waits do
-        return 0.0
-
-
-@contextmanager
-def _hub_errors(cache: Path | None) -> Iterator[None]:
-    """Turn what huggingface_hub raises into a reason and what to do about it."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise Declined(
-            Reason.GATED, "its authors want to be asked: accept their terms on its page, and set HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise Declined(Reason.MISSING, "there is no such revision") from error
-    except errors.RepositoryNotFoundError as error:
-        raise Declined(
-            Reason.MISSING, "there is no such model, or it is private: check its name, or set HF_TOKEN"
-        ) from error
-    except errors.DisabledRepoError as error:
-        raise Declined(Reason.GATED, "the Hub has disabled access to it") from error
-    except errors.RemoteEntryNotFoundError as error:
-        raise Declined(Reason.MISSING, f"a file is gone: {first_line(error)}") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise _declined(error.__cause__ or error) from error
-    except errors.HfHubHTTPError as error:
-        raise _declined(error) from error
-    except OSError as error:
-        if error.errno in _UNWRITABLE:
-            where = error.filename or cache or "huggingface_hub's cache"
-            raise StoreError(
-                f"downloads cannot be written to {where}: {error.strerror}: make room or choose another cache folder",
-                where,
-            ) from error
-        raise _declined(error) from error
-    except Exception as error:
-        if _is_transport(error):
-            raise _declined(error) from error
-        raise
-
-
-def _declined(error: BaseException) -> Declined:
-    from huggingface_hub import errors
-
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    if status in (401, 403):
-        return Declined(Reason.GATED, f"the Hub refuses it to you (status {status}): check HF_TOKEN")
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return Declined(Reason.NETWORK, "HF_HUB_OFFLINE is set, and it is not in the cache")
-    return Declined(Reason.NETWORK, f"the Hub did not answer as it should: {first_line(error)}: try again later")

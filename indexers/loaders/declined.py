@@ -16,6 +16,7 @@ REFUSALS = frozenset(
         Reason.TOO_LARGE,
         Reason.GATED,
         Reason.UNSUPPORTED_LIBRARY,
+        Reason.FILTERED,
     }
 )
 """Reasons why we decline to try; every other reason is something that did not work."""
@@ -35,12 +36,14 @@ class Declined(Exception):  # never leaves the loaders: `naming` turns it into a
     Args:
         reason: The kind of fault.
         detail: One line for a person: what was found and what to do.
+        retry_after_s: Seconds to wait before the next try, where the Hub named them.
     """
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str, retry_after_s: float | None = None) -> None:
         super().__init__(f"{reason.value}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.retry_after_s = retry_after_s
 
 
 @contextmanager
@@ -59,7 +62,7 @@ def naming(repo: str, revision: str | None) -> Iterator[None]:
         yield
     except Declined as declined:
         kind = ModelRefusedError if declined.reason in REFUSALS else ModelFailedError
-        raise kind(declined.reason, declined.detail, repo, revision) from declined.__cause__
+        raise kind(declined.reason, declined.detail, repo, revision, declined.retry_after_s) from declined.__cause__
 
 
 @contextmanager

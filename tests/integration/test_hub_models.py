@@ -64,8 +64,8 @@ def refused(name, tmp_path, reason, *parts, **how):
 @pytest.mark.parametrize(
     "name, files",
     [
-        ("org/vit", ["config.json", "README.md", "preprocessor_config.json", "model.safetensors"]),
-        ("org/timm", ["config.json", "README.md", "model.safetensors"]),
+        ("org/vit", ["config.json", "preprocessor_config.json", "model.safetensors"]),
+        ("org/timm", ["config.json", "model.safetensors"]),
     ],
 )
 def test_from_its_name_to_a_model_that_runs(hub, tmp_path, name, files):
@@ -194,7 +194,7 @@ def test_what_passes_is_tried_again(hub, tmp_path, fault):
 
 def test_the_wait_that_the_hub_asks_for(hub, tmp_path, monkeypatch):
     waits = []
-    monkeypatch.setattr(hub_module.time, "sleep", waits.append)
+    monkeypatch.setattr("indexers.hub_errors.time.sleep", waits.append)
     with hub.failing("/api/models/org/vit", status=429, times=2, headers={"Retry-After": "7"}):
         get("org/vit", tmp_path)
     assert [wait for wait in waits if wait] == [7.0, 7.0]

@@ -14,7 +14,7 @@ from query.cli.main import cli
 
 REPOSITORY = Path(__file__).parents[2]
 FLOORS = {"engine": {"engine"}, "indexers": {"engine", "indexers"}, "query": {"engine", "indexers", "query"}}
-AT_QUERY_TIME = {"loaders", "prober", "pixels", "sources", "adding", "profiler", "profiling", "towers"}
+AT_QUERY_TIME = {"loaders", "prober", "pixels", "sources", "adding", "profiler", "profiling", "towers", "crawl"}
 MODULES = [path for floor in FLOORS for path in sorted((REPOSITORY / floor).rglob("*.py"))]
 
 

@@ -1,0 +1,95 @@
+"""What the parts of a crawl tell each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from indexers.loaders.base import Metadata
+
+
+class State(StrEnum):
+    """How far a revision of a model has come; a state is entered when what it names is done or begun."""
+
+    LISTED = "listed"  # waits to be fetched, now or when its next try is due
+    REFUSED = "refused"  # will not be tried: filtered out, unsafe, too large ...
+    FETCHING = "fetching"
+    FETCHED = "fetched"
+    PROBING = "probing"
+    STORED = "stored"  # in the index, as itself or as a copy of another model
+    FAILED = "failed"  # was tried and did not work, for good
+    GONE = "gone"  # deleted, made private, or replaced by a newer revision
+
+
+UNDER_WAY = (State.FETCHING, State.FETCHED, State.PROBING)
+"""What a process has in hand; after a kill these begin again."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One model as a listing names it, before anything of it is fetched.
+
+    Attributes:
+        repo: Id, ``org/name``.
+        revision: Commit sha, or content hash of a local folder.
+        folder: Where it lies, None for a model on the Hub.
+        modified: When its repository last changed, ISO 8601 in UTC with a fixed width, so that texts compare as times;
+            None where the source does not say.
+        size_bytes: Of its files as far as the listing tells, None where it does not.
+        parameters: As the listing states them.
+        gated: Whether its authors want to be asked.
+        metadata: Licence, tags, downloads, likes, library as stated.
+    """
+
+    repo: str
+    revision: str
+    folder: Path | None = None
+    modified: str | None = None
+    size_bytes: int | None = None
+    parameters: int | None = None
+    gated: bool = False
+    metadata: Metadata = field(default_factory=Metadata)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a model is not even fetched.
+
+    Attributes:
+        reason: One of ``engine.errors.Reason``'s values.
+        detail: One line for a person.
+    """
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a child process found out about one model; all of it is a stranger's word until it was checked.
+
+    Attributes:
+        library: ``timm``, ``transformers``, ``onnx``.
+        architecture: As the library names it.
+        parameters: Number of them.
+        input_size: Height and width in pixels.
+        labels: One per output as declared, None where there is none.
+        responses: Logits or centred log-probabilities over the probes, float32 ``[n, outputs]``, in memory.
+        probabilities: Whether it answers probabilities.
+        seconds: By stage: ``load``, ``decode``, ``probe``.
+        memory_bytes: Largest resident size of the child so far.
+    """
+
+    library: str
+    architecture: str
+    parameters: int
+    input_size: tuple[int, int]
+    labels: tuple[str | None, ...]
+    responses: npt.NDArray[np.float32]
+    probabilities: bool
+    seconds: dict[str, float]
+    memory_bytes: int
