@@ -13,13 +13,14 @@ from engine.conductance_cache import FILE
 from engine.errors import IndexUnusableError
 from engine.index import Index
 from engine.schema import ModelState
+from engine.snapshot import split_copies
 from engine.store.edge import EdgeStore
 from engine.tasks import TASKS
 from engine.writer import IndexWriter
 
 
 def rebuild(source: Path, target: Path, progress: Callable[[int, int], None] | None = None) -> int:
-    """Fills a new, empty index with the models of another one made with the same probes.
+    """Fills a new, empty index with the models and copies of another one made with the same probes.
 
     The archive holds float16, so descriptors differ from freshly probed ones in about the fourth digit.
 
@@ -40,10 +41,13 @@ def rebuild(source: Path, target: Path, progress: Callable[[int, int], None] | N
     with EdgeStore.open(source / "store") as store, IndexWriter(target) as writer:
         new = writer.index
         new.manifest.check_probes(old.manifest.probes.fingerprint, str(source))
-        models = store.models()
+        models = sorted(store.models(), key=lambda model: model.copy_of is not None)  # a copy needs its original there
+        lost = {model.repo for model in split_copies(models)[1]}
         present = {m.repo: m.revision for m in writer.store.models() if m.state is ModelState.INDEXED}
         for done, model in enumerate(models):
-            if model.state is not ModelState.INDEXED:
+            if model.copy_of is not None and model.repo not in lost:
+                writer.put_copy(model)
+            elif model.state is not ModelState.INDEXED:
                 writer.record(model)
             elif present.get(model.repo) != model.revision:
                 table = store.outputs(model.repo, model.revision)

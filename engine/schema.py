@@ -23,6 +23,7 @@ class ModelState(StrEnum):
     """What became of a model."""
 
     INDEXED = "indexed"
+    COPY = "copy"  # answers as another one does, which is in the index for both
     FAILED = "failed"
     REFUSED = "refused"
 
@@ -54,7 +55,23 @@ class Model(Record):
     reason: str | None = Field(default=None, description="Kind of failure or refusal, for counting.")
     detail: str | None = Field(default=None, description="One line on the failure, for a person.")
     calibration: str | None = Field(default=None, description="Fingerprint of the background behind its constants.")
+    copy_of: str | None = Field(default=None, description="Repository id of the original, of a copy only.")
+    copied_revision: str | None = Field(
+        default=None, description="Revision of the original that a copy equals; without it in the index nobody sees it."
+    )
     indexed_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    @model_validator(mode="after")
+    def _copies_name_their_original(self) -> Model:
+        if (self.state is ModelState.COPY) != (self.copy_of is not None):
+            raise ValueError(f"{self.repo}: a copy, and nothing else, names the model that it is a copy of")
+        if self.copy_of == self.repo:
+            raise ValueError(f"{self.repo} cannot be a copy of itself")
+        if self.copy_of is None and self.copied_revision is not None:
+            raise ValueError(f"{self.repo} names a revision of an original, and no original")
+        if self.copy_of is not None and self.outputs:
+            raise ValueError(f"{self.repo} is a copy of {self.copy_of}: it has no outputs of its own")
+        return self
 
     @property
     def point_id(self) -> str:

@@ -4,7 +4,7 @@ A snapshot is a cache of the store in the form that the scan wants. It lies besi
 
     snapshots/CURRENT               name of the current generation, switched atomically
     snapshots/gen-000007/*.npy      the arrays of ScanArrays, and which output of which model each row is
-    snapshots/gen-000007/meta.json  counts, models, labels, the background that the constants were made with
+    snapshots/gen-000007/meta.json  counts, models and their copies, labels, the background behind the constants
 
 A reader needs no lock: it opens the current generation and keeps it, also when a newer one has replaced it.
 """
@@ -14,8 +14,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +28,7 @@ from engine.errors import IndexDamagedError
 from engine.files import new_folder, read_array, read_json, write_array, write_atomic, write_json
 from engine.outputs import OutputTable
 from engine.scan import ScanArrays, pack
-from engine.schema import Model, output_point_id
+from engine.schema import Model, ModelState, output_point_id
 from engine.store.base import DescriptorStore
 
 _ARRAYS = tuple(field.name for field in fields(ScanArrays))
@@ -48,6 +49,7 @@ class Snapshot:
         output: Position of each row in its model's answer, int32 ``[L]``.
         label: Each row's place in ``labels``, -1 for none, int32 ``[L]``.
         labels: Distinct declared labels.
+        copies: The copies of each model that has some, by its repository id, in the order of theirs.
     """
 
     folder: Path
@@ -59,9 +61,18 @@ class Snapshot:
     output: npt.NDArray[np.int32]
     label: npt.NDArray[np.int32]
     labels: tuple[str, ...]
+    copies: Mapping[str, tuple[Model, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.output)
+
+    @cached_property
+    def places(self) -> Mapping[str, tuple[int, Model]]:
+        """Every model and every copy by its repository id: the place of the model whose rows it has, and its record."""
+        own = {model.repo: (place, model) for place, model in enumerate(self.models)}
+        return own | {
+            copy.repo: (own[original][0], copy) for original, copies in self.copies.items() for copy in copies
+        }
 
     @classmethod
     def open(cls, root: Path) -> Self | None:
@@ -93,6 +104,10 @@ class Snapshot:
             number, background = int(meta["number"]), str(meta["background"])  # type: ignore[index]
             starts = np.asarray(meta["starts"], dtype=np.int64)  # type: ignore[index]
             labels = tuple(meta["labels"])  # type: ignore[index]
+            copied = meta.get("copies", [])  # type: ignore[attr-defined]  # there are none in snapshots of old
+            copies, lost = split_copies([*models, *(Model.model_validate(model) for model in copied)])
+            if lost:
+                raise ValueError(f"{lost[0].repo} is a copy of nothing")
         except (KeyError, TypeError, ValueError, ValidationError) as error:
             raise IndexDamagedError(
                 f"the snapshot {folder} is damaged: run 'hubhound index snapshot'", folder
@@ -117,11 +132,16 @@ class Snapshot:
             output,  # type: ignore[arg-type]
             label,  # type: ignore[arg-type]
             labels,
+            copies,
         )
+
+    def place_of(self, row: int) -> int:
+        """The place among ``models`` of the one that a row belongs to."""
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
 
     def model_of(self, row: int) -> Model:
         """The model that a row belongs to."""
-        return self.models[int(np.searchsorted(self.starts, row, side="right")) - 1]
+        return self.models[self.place_of(row)]
 
     def label_of(self, row: int) -> str | None:
         """The declared label of a row."""
@@ -140,12 +160,37 @@ class Snapshot:
         return {name: c.itemsize * int(np.prod(c.shape[1:], dtype=np.int64)) for name, c in columns.items()}
 
 
+def split_copies(models: Iterable[Model]) -> tuple[dict[str, tuple[Model, ...]], list[Model]]:
+    """The copies among models, by whether their original is among them too.
+
+    Args:
+        models: Records of every state, in any order.
+
+    Returns:
+        Copies of indexed models, by the original's id, each list by their ids; and those whose original is not indexed
+        at the revision that they equal.
+    """
+    models = sorted(models, key=lambda model: model.repo)
+    revisions = {model.repo: model.revision for model in models if model.state is ModelState.INDEXED}
+    found: dict[str, list[Model]] = {}
+    lost = []
+    for model in models:
+        if model.copy_of is None:
+            continue
+        if model.copied_revision is not None and revisions.get(model.copy_of) == model.copied_revision:
+            found.setdefault(model.copy_of, []).append(model)
+        else:
+            lost.append(model)
+    return {original: tuple(copies) for original, copies in found.items()}, lost
+
+
 def write_snapshot(
     root: Path,
     store: DescriptorStore,
     models: Sequence[Model],
     background: str,
     previous: Snapshot | None = None,
+    copies: Mapping[str, tuple[Model, ...]] | None = None,
 ) -> Snapshot:
     """Writes the next generation and makes it current.
 
@@ -155,6 +200,7 @@ def write_snapshot(
         models: The indexed models; put into the order of their ids.
         background: Fingerprint of the background behind the store's constants.
         previous: A generation whose rows are copied where model, revision and background are the same.
+        copies: Of these models, by the original's id; see ``split_copies``.
 
     Returns:
         The new generation.
@@ -188,6 +234,9 @@ def write_snapshot(
             "models": [model.model_dump(mode="json") for model in models],
             "starts": starts,
             "labels": list(label_places),
+            "copies": [
+                copy.model_dump(mode="json", exclude_none=True) for some in (copies or {}).values() for copy in some
+            ],
         }
         write_json(folder / "meta.json", meta)
     write_atomic(root / "CURRENT", lambda file: file.write(target.name.encode()))

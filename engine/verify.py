@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,8 @@ from engine.calibration import calibrate
 from engine.errors import HubhoundError
 from engine.index import Index
 from engine.knowledge import Knowledge
-from engine.schema import ModelState
-from engine.snapshot import Snapshot
+from engine.schema import Model, ModelState
+from engine.snapshot import Snapshot, split_copies
 from engine.store.edge import EdgeStore
 from engine.store.knowledge import Known
 from engine.tasks import task_images
@@ -21,7 +21,7 @@ _TOLERANCE = 1e-4
 
 
 def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> list[str]:
-    """Checks files, probes, store, responses, tasks and snapshot of an index against each other.
+    """Checks files, probes, store, responses, copies, tasks and snapshot of an index against each other.
 
     Args:
         folder: Of the index; its store is locked meanwhile.
@@ -54,7 +54,13 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
     if problems and not (folder / "store").is_dir():
         return problems
     with EdgeStore.open(folder / "store") as store:
-        models = [model for model in store.models() if model.state is ModelState.INDEXED]
+        records = store.models()
+        copies, lost = split_copies(records)
+        problems += [
+            f"{copy.repo}: a copy of {copy.copy_of}@{copy.copied_revision}, which is not in the index: add it again"
+            for copy in lost
+        ]
+        models = [model for model in records if model.state is ModelState.INDEXED]
         for done, model in enumerate(models):
             table = store.outputs(model.repo, model.revision)
             count = 0 if table is None else len(table)
@@ -76,10 +82,16 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
         if stored != claimed:
             problems.append(f"the store has {stored - claimed} outputs of no model: left by a killed run, add it again")
     problems += _about_tasks(folder, known)
-    shown = {} if snapshot is None else {model.repo: model.revision for model in snapshot.models}
-    if shown != {model.repo: model.revision for model in models}:
+    shown = ((), {}) if snapshot is None else (snapshot.models, snapshot.copies)
+    if _revisions(*shown) != _revisions(models, copies):
         problems.append("the snapshot is not that of the store: run hubhound index snapshot")
     return problems
+
+
+def _revisions(models: Sequence[Model], copies: Mapping[str, Sequence[Model]]) -> set[tuple[str, str, str | None]]:
+    """What a search can show: repository, revision, and of a copy its original."""
+    some = [copy for own in copies.values() for copy in own]
+    return {(model.repo, model.revision, model.copy_of) for model in (*models, *some)}
 
 
 def _about_tasks(folder: Path, known: Sequence[Known]) -> list[str]:

@@ -19,7 +19,8 @@ from engine.knowledge import FILE, Knowledge
 from engine.manifest import write_manifest
 from engine.outputs import OutputTable
 from engine.schema import LeftOut, Model, ModelState, Performance, Profile, Task
-from engine.snapshot import Snapshot, write_snapshot
+from engine.similarity import same_responses
+from engine.snapshot import Snapshot, split_copies, write_snapshot
 from engine.store.edge import EdgeStore
 from engine.store.knowledge import Known
 
@@ -107,7 +108,8 @@ class IndexWriter:
         """Makes a model part of the index, in place of any other revision of it.
 
         The order makes it safe to be killed anywhere: responses and outputs first, which nobody looks at yet; then the
-        model's record, which makes them count and the old ones not; then the old ones go.
+        model's record, which makes them count and the old ones not; then the old ones go. Its copies, if it has any,
+        stay its copies if it answers as before; else nobody sees them until they are put again (``copies``).
 
         Args:
             model: Its record; ``outputs`` must be the length of the table.
@@ -122,16 +124,92 @@ class IndexWriter:
             self.index.responses.write(table, responses)
         if len(table):
             self.store.upsert_outputs(table)
-        self.store.upsert_model(model.model_copy(update={"calibration": self.index.manifest.background.fingerprint}))
-        self.store.delete_outputs(model.repo, keep_revision=model.revision)
-        self.index.responses.remove_others(model.repo, model.revision)
         self._dirty = True
+        for copy in self._followers(model.repo, table):  # before the record: a put that is repeated mends them
+            self.store.upsert_model(copy.model_copy(update={"copied_revision": model.revision}))
+        self.store.upsert_model(model.model_copy(update={"calibration": self.index.manifest.background.fingerprint}))
+        self._remove_outputs(model.repo, keep_revision=model.revision)
+
+    def put_copy(self, model: Model) -> None:
+        """Makes a model part of the index that answers as another one does; it gets no outputs, and loses those it had.
+
+        Copies that it had itself become its original's if they answer the same; else nobody sees them until they are
+        put again. Then comes its record, from which on its former outputs do not count, and then they go.
+
+        Args:
+            model: Its record, with state ``copy`` and the original's id in ``copy_of``.
+
+        Raises:
+            ValueError: It is no copy or has outputs, or its original is not in the index as a model of its own (at the
+                revision ``copied_revision``, where that is given).
+            StoreError: The store cannot be written.
+        """
+        if model.copy_of is None:
+            raise ValueError(f"{model.repo} is not a copy of anything")
+        original = self.store.model(model.copy_of)
+        if original is None or original.state is not ModelState.INDEXED:
+            raise ValueError(f"{model.repo} is a copy of {model.copy_of}, which is not in the index with its outputs")
+        if model.copied_revision not in {None, original.revision}:
+            raise ValueError(
+                f"{model.repo} is a copy of {model.copy_of}@{model.copied_revision}, the index has {original.revision}"
+            )
+        update = {"copy_of": original.repo, "copied_revision": original.revision}
+        # Checked again, unlike model_copy: a record that cannot be read back would make the whole store unreadable.
+        record = Model.model_validate(model.model_dump() | update)
+        self._dirty = True
+        for copy in self._followers(model.repo, self.store.outputs(original.repo, original.revision)):
+            self.store.upsert_model(copy.model_copy(update=update))
+        self.store.upsert_model(record)
+        self._remove_outputs(model.repo)
+
+    def remove_model(self, repo: str) -> None:
+        """Takes a model out of the index: its record first, so that its outputs stop to count, then these.
+
+        Its copies keep their records, and nobody sees them until they are put again (``copies``). Removing what is not
+        there does nothing, except for leftovers of a removal that was interrupted.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        self._dirty = True
+        self.store.delete_model(repo)
+        self._remove_outputs(repo)
+
+    def copies(self, repo: str) -> list[Model]:
+        """The records of the copies of a model, also of one that is no longer there or has changed since."""
+        return self.store.copies(repo)
+
+    def lost_copies(self) -> list[Model]:
+        """The copies that nobody sees: their original is not in the index at the revision that they equal."""
+        return split_copies(self.store.models())[1]
 
     def record(self, model: Model) -> None:
-        """Records a model that could not be indexed; an indexed revision of it stays what it was."""
+        """Records a model that could not be indexed; one whose outputs or original are in the index stays as it is."""
         current = self.store.model(model.repo)
-        if current is None or current.state is not ModelState.INDEXED:
+        if current is None or not self._counts(current):
             self.store.upsert_model(model)
+
+    def _counts(self, model: Model) -> bool:
+        """Whether a model can be found: by its own outputs or by its original's."""
+        if model.copy_of is None:
+            return model.state is ModelState.INDEXED
+        original = self.store.model(model.copy_of)
+        return not split_copies([model, *([original] if original else [])])[1]
+
+    def _followers(self, repo: str, table: OutputTable | None) -> list[Model]:
+        """The copies of a model as it stands in the index, if it answers as another table does."""
+        current = self.store.model(repo)
+        if current is None or current.state is not ModelState.INDEXED or table is None:
+            return []
+        copies = [copy for copy in self.store.copies(repo) if copy.copied_revision == current.revision]
+        if not copies:
+            return []
+        old = self.store.outputs(repo, current.revision)
+        return copies if old is not None and same_responses(old, table) else []
+
+    def _remove_outputs(self, repo: str, keep_revision: str | None = None) -> None:
+        self.store.delete_outputs(repo, keep_revision)
+        self.index.responses.remove_others(repo, keep_revision)
 
     def put_task(self, task: Task) -> None:
         """Writes a task's record; its images are :mod:`engine.tasks`' business."""
@@ -211,9 +289,11 @@ class IndexWriter:
         self.recalibrate()
         self.store.flush()  # a snapshot must not outlive, in a power cut, the outputs that it was made from
         root = self.index.folder / "snapshots"
-        indexed = [model for model in self.store.models() if model.state is ModelState.INDEXED]
+        models = self.store.models()
+        indexed = [model for model in models if model.state is ModelState.INDEXED]
+        copies, _ = split_copies(models)
         fingerprint = self.index.manifest.background.fingerprint
-        snapshot = write_snapshot(root, self.store, indexed, fingerprint, Snapshot.open(root))
+        snapshot = write_snapshot(root, self.store, indexed, fingerprint, Snapshot.open(root), copies)
         self._dirty = False
         self._due = time.monotonic() + (time.monotonic() - started) / _SNAPSHOT_SHARE
         return snapshot

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from engine.errors import ModelError, ModelFailedError, ModelRefusedError, Reason
+from engine.errors import ModelError, ModelRefusedError
 from engine.schema import Model, ModelState
 from engine.writer import IndexWriter
+from indexers.keeping import describe_answers
 from indexers.loaders.base import LoadedModel
 from indexers.prober import Prober, Responses
 from indexers.sources import ModelSource, fetch, revision_of
@@ -131,18 +130,7 @@ def _add(
     loaded, responses = run_model(prober, source, revision, options, outcome, progress)
     tell("storing")(0, 0)
     with outcome.timed("store"):
-        count = responses.values.shape[1]
-        labels = labels_of(loaded, count)
-        table, left_out = writer.describe(loaded.repo, revision, labels, responses.values)
-        if not len(table):
-            finite = bool(np.isfinite(responses.values).any())
-            raise ModelFailedError(
-                Reason.NO_USABLE_OUTPUT,
-                f"all {count} outputs are {'the same for every probe' if finite else 'NaN or infinite'}",
-                loaded.repo,
-                revision,
-            )
-        model = Model(
+        facts = Model(
             repo=loaded.repo,
             revision=revision,
             library=loaded.library,
@@ -153,13 +141,12 @@ def _add(
             tags=loaded.tags,
             downloads=loaded.downloads,
             likes=loaded.likes,
-            outputs=len(table),
-            left_out=left_out,
             probabilities=responses.probabilities,
         )
+        model, table = describe_answers(writer, facts, loaded.labels, responses.values)
         keep = writer.index.manifest.responses == "keep"
         writer.put(model, table, responses.values if keep else None)
-    outcome.outputs, outcome.left_out = len(table), len(left_out)
+    outcome.outputs, outcome.left_out = len(table), len(model.left_out)
 
 
 def run_model(
@@ -202,11 +189,6 @@ def run_model(
     responses = prober.probe(loaded, tell("decoding probes"), tell("probing"))
     outcome.seconds["decode"], outcome.seconds["probe"] = responses.decode_s, responses.forward_s
     return loaded, responses
-
-
-def labels_of(loaded: LoadedModel, outputs: int) -> tuple[str | None, ...]:
-    """Declared labels, one per output that the model really has."""
-    return (*loaded.labels[:outputs], *[None] * (outputs - len(loaded.labels)))
 
 
 def _teller(progress: Progress | None) -> Callable[[str], Callable[[int, int], None]]:

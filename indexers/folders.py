@@ -15,6 +15,7 @@ from indexers.loaders.layout import (
     PREPROCESSOR_CONFIGS,
     Weights,
     check_size,
+    escapes,
     files_in,
     library_of,
     read_json,
@@ -50,7 +51,7 @@ def revision_of(repo: str, folder: Path) -> tuple[str, Metadata]:
             if name not in relevant:
                 continue
             digest.update(f"{name}\0".encode())
-            if _escapes(folder, name):
+            if escapes(folder, name):
                 digest.update(b"a link to elsewhere\0")
                 continue
             with (folder / name).open("rb") as stream:
@@ -84,17 +85,13 @@ def fetch(repo: str, revision: str, folder: Path, *, max_size_bytes: int, allow_
 
 def _check_links(folder: Path, names: list[str], reason: Reason) -> None:
     for name in names:
-        if (folder / name).exists() and _escapes(folder, name):
+        if (folder / name).exists() and escapes(folder, name):
             raise Declined(reason, f"{name} is a link out of the model's folder, which is not followed")
-
-
-def _escapes(folder: Path, name: str) -> bool:
-    return not (folder / name).resolve().is_relative_to(folder.resolve())
 
 
 def _metadata(folder: Path) -> Metadata:
     card = folder / CARD
-    if not card.is_file() or card.stat().st_size > MAX_CARD_BYTES or _escapes(folder, CARD):
+    if not card.is_file() or card.stat().st_size > MAX_CARD_BYTES or escapes(folder, CARD):
         return Metadata()
     from huggingface_hub.repocard import metadata_load
 

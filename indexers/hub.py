@@ -10,7 +10,6 @@ Fetching has three steps, so that a crawler can decide between them, and `fetch`
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import Reason
 from indexers.folders import licence_of
 from indexers.hub_errors import RETRY_WAITS_S, hub_errors, patiently
+from indexers.identity import identity_of
 from indexers.loaders.base import Metadata, Repository
 from indexers.loaders.declined import Declined, naming
 from indexers.loaders.layout import (
@@ -221,7 +221,7 @@ def settle(
             if name in sizes and found.size_of(name) <= MAX_JSON_BYTES:
                 small[name] = get(name).read_bytes()
         digests = [found.files[name].digest for name in weights.files]
-        return replace(plan, identity=_identity(config, small, digests))
+        return replace(plan, identity=identity_of(config, small, digests))
 
 
 def download(
@@ -284,29 +284,16 @@ def fetch(
     return download(plan, cache=cache, progress=progress)
 
 
-_NAMES = frozenset({"id2label", "label2id", "label_names", "label_descriptions"})
-_REMARKS = frozenset({"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map"})
-_ORIGIN = frozenset({"license", "tag", "source", "url", "file", "hf_hub_id", "hf_hub_filename", "origin_url"})
-_ORIGIN |= {"paper_name", "paper_ids", "architecture", "custom_load", *_NAMES}
-
-
-def _identity(config: Mapping[str, object], small: Mapping[str, bytes], digests: list[str | None]) -> str | None:
-    """What two repositories share whose models answer alike, whatever they and their outputs are called."""
-    if None in digests:
-        return None
-    kept = {key: value for key, value in config.items() if key not in _NAMES | _REMARKS}
-    if isinstance(trained := kept.get("pretrained_cfg"), dict):
-        kept["pretrained_cfg"] = {key: value for key, value in trained.items() if key not in _ORIGIN}
-    others = {name: hashlib.sha256(content).hexdigest() for name, content in small.items()}
-    whole = json.dumps([kept, others, digests], sort_keys=True, default=str)
-    return hashlib.sha256(whole.encode()).hexdigest()
+def sha256_of(path: Path) -> str:
+    """Hash of a file's content, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check(path: Path, sha256: str | None) -> None:
     if sha256 is None:
         return
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = sha256_of(path)
     if found != sha256:
         # Else the next try would find it in the cache and look no further.
         for place in (path.resolve(), path):

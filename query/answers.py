@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from engine.schema import Record
@@ -50,6 +52,7 @@ class Hit(Record):
         default=None, description="How much closer the label is to the concept than to the background's words."
     )
     probes: tuple[ProbeEvidence, ...] | None = None
+    copies: tuple[str, ...] = Field(default=(), description="Repositories with the same model; left out if none.")
 
 
 class Query(Record):
@@ -59,6 +62,7 @@ class Query(Record):
     texts: tuple[str, ...] | None = Field(default=None, description="A list that one model must cover.")
     images: tuple[str, ...] | None = None
     like: str | None = Field(default=None, description="An output, org/name#17, or a model, org/name.")
+    copy_of: str | None = Field(default=None, description="The original, if the model that was named is a copy of one.")
 
 
 class Matched(Record):
@@ -81,6 +85,7 @@ class ModelHit(Record):
     score: float | None = Field(default=None, description="What it is ranked by, where a ceiling was asked for.")
     covered: int = Field(description="Concepts whose margin is above 0.")
     outputs: tuple[Matched, ...]
+    copies: tuple[str, ...] = Field(default=(), description="Repositories with the same model; left out if none.")
 
 
 class Result(Record):
@@ -135,3 +140,14 @@ class SearchAnswer(Record):
     def to_json(self) -> dict[str, object]:
         """Plain values under the names of the contract; what was not asked for is left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def also(copies: Sequence[str], most: int = 2) -> str:
+    """The copies of a hit for people: ``also: org/b, org/c (+12 more)``.
+
+    Args:
+        copies: Repository ids, at least one.
+        most: How many are named.
+    """
+    more = f" (+{len(copies) - most:,} more)" if len(copies) > most else ""
+    return f"also: {', '.join(copies[:most])}{more}"

@@ -21,7 +21,7 @@ from engine.outputs import Calibration, OutputTable
 from engine.scan import decode_anchors
 from engine.schema import Record
 from engine.snapshot import Snapshot
-from query.lookup import find_model, find_outputs, near_models
+from query.lookup import find_model, find_outputs, find_record, near_models
 from query.vocabulary import (
     Progress,
     clean_vocabulary,
@@ -99,10 +99,11 @@ class DescribeAnswer(Record):
     outputs: tuple[OutputNames, ...]
     vocabulary: int = Field(description="Phrases that were compared.")
     seconds: float
+    copy_of: str | None = Field(default=None, description="The original whose outputs these are; left out if none.")
 
     def to_json(self) -> dict[str, object]:
         """Plain values under the names of the contract."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Describer:
         return near_models(self._snapshot, model.partition("@")[0]) if self._snapshot else []
 
     def describe(self, model: str, request: DescribeRequest) -> DescribeAnswer:
-        """Names for the outputs of a model in the index.
+        """Names for the outputs of a model in the index; of a copy, for those of its original.
 
         Args:
             model: Its id, ``org/name`` or ``org/name@revision``.
@@ -209,14 +210,15 @@ class Describer:
             InputError: It is not in the index, or has no such output; k or the method is out of range.
         """
         snapshot = self._snapshot or self._index.snapshot()  # which says what to do about an empty index
-        place = find_model(snapshot, model)
+        place, named = find_record(snapshot, model)
         record = snapshot.models[place]
         rows = np.arange(snapshot.starts[place], snapshot.starts[place + 1])
         output = snapshot.output[rows].astype(np.int64)
         chosen = find_outputs(request.outputs, record.repo, output, record.left_out)
         labels = [snapshot.label_of(int(row)) for row in rows[chosen]]
         part = self._rows(snapshot, rows[chosen])
-        return self._answer(record.repo, record.revision, output[chosen], labels, part, request)
+        answer = self._answer(named.repo, named.revision, output[chosen], labels, part, request)
+        return answer.model_copy(update={"copy_of": record.repo}) if named is not record else answer
 
     def describe_outputs(self, table: OutputTable, request: DescribeRequest) -> DescribeAnswer:
         """Names for outputs that need not be in the index.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -61,36 +63,96 @@ def parse_conditions(texts: Sequence[str]) -> tuple[Condition, ...]:
     return tuple(conditions)
 
 
-def allowed_rows(snapshot: Snapshot, conditions: Sequence[Condition]) -> npt.NDArray[np.bool_] | None:
-    """Which outputs satisfy the conditions: all keys must hold, of one key's values any.
+@dataclass(frozen=True)
+class Allowed:
+    """What satisfies the conditions of a search.
 
-    Returns:
-        bool ``[L]``, or None if there is no condition.
+    Attributes:
+        rows: Outputs, bool ``[L]``; None for all of them.
+        holders: By the place of a model: itself and its copies, as far as they satisfy the conditions; the model first,
+            then the copies by their ids. Empty if none does.
     """
-    if not conditions:
-        return None
-    by_key: dict[str, list[str]] = {}
-    for condition in conditions:
-        by_key.setdefault(condition.key, []).append(condition.value)
-    mask = np.zeros(len(snapshot), np.bool_)
-    for i, model in enumerate(snapshot.models):
-        if all(any(_holds(model, key, value) for value in values) for key, values in by_key.items()):
-            mask[snapshot.starts[i] : snapshot.starts[i + 1]] = True
-    wanted = {value.lower() for value in by_key.get("label", [])}
-    if len(wanted) == 1:
-        mask &= (snapshot.label >= 0) == (wanted == {"yes"})
-    return mask
+
+    rows: npt.NDArray[np.bool_] | None
+    holders: Callable[[int], tuple[Model, ...]]
 
 
-def _holds(model: Model, key: str, value: str) -> bool:
-    if key in TEXT_KEYS:
-        own = TEXT_KEYS[key](model)
-        return own is not None and fnmatchcase(own.lower(), value.lower())
-    if key == "max-parameters":
-        return model.parameters is not None and model.parameters <= _number(key, value)
-    if key == "min-downloads":
-        return model.downloads is not None and model.downloads >= _number(key, value)
-    return True  # labels are looked at output by output
+class Filter:
+    """Which outputs of a snapshot satisfy conditions, by the facts of the models that have them.
+
+    Copies of a model have its outputs, and facts of their own: an output is allowed if any of its models satisfies all
+    conditions. Facts are put into columns when they are first asked for, so keep a filter as long as its snapshot.
+
+    Args:
+        snapshot: The snapshot.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._texts: dict[str, tuple[tuple[str | None, ...], npt.NDArray[np.int64]]] = {}
+        self._numerics: dict[str, npt.NDArray[np.float64]] = {}
+
+    def allowed(self, conditions: Sequence[Condition]) -> Allowed:
+        """What satisfies conditions: all keys must hold, of one key's values any."""
+        if not conditions:
+            return Allowed(None, self._holders)
+        by_key: dict[str, list[str]] = {}
+        for condition in conditions:
+            by_key.setdefault(condition.key, []).append(condition.value)
+        snapshot = self._snapshot
+        wanted = {value.lower() for value in by_key.pop("label", [])}
+        passing = np.ones(len(self._records), np.bool_)
+        for key, values in by_key.items():
+            passing &= np.logical_or.reduce([self._holds(key, value) for value in values])
+        models = np.logical_or.reduceat(passing, self._first[:-1]) if len(passing) else passing
+        rows = np.repeat(models, np.diff(snapshot.starts))
+        if len(wanted) == 1:
+            rows &= (snapshot.label >= 0) == (wanted == {"yes"})
+
+        def holders(place: int) -> tuple[Model, ...]:
+            start = int(self._first[place])
+            return tuple(model for i, model in enumerate(self._holders(place), start) if passing[i])
+
+        return Allowed(rows, holders)
+
+    def _holders(self, place: int) -> tuple[Model, ...]:
+        model = self._snapshot.models[place]
+        return (model, *self._snapshot.copies.get(model.repo, ()))
+
+    @cached_property
+    def _records(self) -> tuple[Model, ...]:
+        """Each model followed by its copies."""
+        return tuple(record for place in range(len(self._snapshot.models)) for record in self._holders(place))
+
+    @cached_property
+    def _first(self) -> npt.NDArray[np.int64]:
+        """Where each model stands among the records and, last, their number, ``[models + 1]``."""
+        counts = [1 + len(self._snapshot.copies.get(model.repo, ())) for model in self._snapshot.models]
+        return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+    def _holds(self, key: str, value: str) -> npt.NDArray[np.bool_]:
+        """Which records satisfy one condition."""
+        if key in TEXT_KEYS:
+            distinct, number = self._text(key)
+            fits = re.compile(translate(value.lower())).match
+            return np.array([own is not None and fits(own) is not None for own in distinct], np.bool_)[number]
+        own, limit = self._numeric(key), _number(key, value)  # nan, where it is not known, is neither above nor below
+        return own <= limit if key == "max-parameters" else own >= limit
+
+    def _text(self, key: str) -> tuple[tuple[str | None, ...], npt.NDArray[np.int64]]:
+        """Distinct values in lower case, of which there are few, and each record's place among them."""
+        if key not in self._texts:
+            places: dict[str | None, int] = {}
+            values = (TEXT_KEYS[key](record) for record in self._records)
+            own = [places.setdefault(value and value.lower(), len(places)) for value in values]
+            self._texts[key] = tuple(places), np.asarray(own, np.int64)
+        return self._texts[key]
+
+    def _numeric(self, key: str) -> npt.NDArray[np.float64]:
+        if key not in self._numerics:
+            values = [r.parameters if key == "max-parameters" else r.downloads for r in self._records]
+            self._numerics[key] = np.array([np.nan if value is None else value for value in values], np.float64)
+        return self._numerics[key]
 
 
 def _number(text: str, value: str) -> float:

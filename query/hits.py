@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +14,7 @@ from engine.descriptors import ConceptDescriptors, FloatArray
 from engine.distance import Method, weights
 from engine.index import Index
 from engine.scan import decode_anchors, evidence
+from engine.schema import Model
 from engine.snapshot import Snapshot
 from query.answers import GlobalEvidence, Hit, LocalEvidence, Matched, ModelHit, ProbeEvidence
 from query.questions import Question
@@ -29,14 +32,25 @@ class HitMaker:
         background: The one that its constants were made with.
         method: Of the margins.
         explain: Show the probes behind each hit.
+        holders: The models to show for a place: the one that has the rows and its copies, or those of them that a
+            filter lets through; the first is the hit's, the others its copies (``filters.Allowed``).
     """
 
-    def __init__(self, index: Index, snapshot: Snapshot, background: Background, method: Method, explain: bool) -> None:
+    def __init__(
+        self,
+        index: Index,
+        snapshot: Snapshot,
+        background: Background,
+        method: Method,
+        explain: bool,
+        holders: Callable[[int], tuple[Model, ...]],
+    ) -> None:
         self._index = index
         self._snapshot = snapshot
         self._background = background
         self._method: Method = method
         self._explain = explain
+        self._holders = holders
 
     def outputs(
         self, rows: npt.NDArray[np.int64], margin: npt.NDArray[np.float64], concept: ConceptDescriptors
@@ -52,8 +66,7 @@ class HitMaker:
         terms = arrays.terms(method)
         hits = []
         for i, row in enumerate(rows.tolist()):
-            model = self._snapshot.model_of(row)
-            optional: dict[str, object] = {}
+            model, optional = self._shown(self._snapshot.place_of(row))
             if len(terms.q):
                 optional["global_"] = GlobalEvidence(
                     correlation=short(correlation[i]), hubness=short(terms.g[row]), scale=short(terms.q[row])
@@ -86,7 +99,7 @@ class HitMaker:
         return [self._model(rank, match, question, ceiling) for rank, match in enumerate(matches, 1)]
 
     def _model(self, rank: int, match: ModelMatch, question: Question, ceiling: float | None) -> ModelHit:
-        model = self._snapshot.models[match.model]
+        model, ranked = self._shown(match.model)
         outputs = []
         for c, (row, margin) in enumerate(zip(match.rows.tolist(), match.margins.tolist(), strict=True)):
             if row < 0:
@@ -105,7 +118,6 @@ class HitMaker:
                     **optional,
                 )
             )
-        ranked: dict[str, object] = {}
         if ceiling is not None:
             ranked["score"] = short(np.nansum(damped(match.margins, ceiling)) / len(match.margins))
         return ModelHit(
@@ -117,6 +129,11 @@ class HitMaker:
             outputs=tuple(outputs),
             **ranked,
         )
+
+    def _shown(self, place: int) -> tuple[Model, dict[str, object]]:
+        """The model that a hit is shown under, and its copies where there are any."""
+        model, *copies = self._holders(place)
+        return model, {"copies": tuple(copy.repo for copy in copies)} if copies else {}
 
     def _probes(self, idx: npt.NDArray[np.uint16], z: FloatArray, concept: FloatArray) -> tuple[ProbeEvidence, ...]:
         """The probes on which output and concept agree most, by their weighted product."""

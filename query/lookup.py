@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InputError
-from engine.schema import LeftOut
+from engine.schema import LeftOut, Model
 from engine.snapshot import Snapshot
 
 
 def find_model(snapshot: Snapshot, model: str) -> int:
-    """The place of a model among those of a snapshot.
+    """The place of a model among those of a snapshot; of a copy, its original's.
 
     Args:
         snapshot: Of the index.
@@ -23,12 +23,25 @@ def find_model(snapshot: Snapshot, model: str) -> int:
     Raises:
         InputError: It is not there; the message names models that are called nearly the same.
     """
+    return find_record(snapshot, model)[0]
+
+
+def find_record(snapshot: Snapshot, model: str) -> tuple[int, Model]:
+    """The place of a model's outputs, and the record that has its name: its own, or that of a copy.
+
+    Args:
+        snapshot: Of the index.
+        model: As with ``find_model``.
+
+    Raises:
+        InputError: As with ``find_model``.
+    """
     repo, _, revision = model.partition("@")
-    for place, record in enumerate(snapshot.models):
-        if record.repo == repo:
-            if revision in {"", record.revision} or (len(revision) >= 7 and record.revision.startswith(revision)):
-                return place
-            raise InputError(f"the index has {repo} at revision {record.revision}, not {revision}: ask for that one")
+    if found := snapshot.places.get(repo):
+        known = found[1].revision
+        if revision in {"", known} or (len(revision) >= 7 and known.startswith(revision)):
+            return found
+        raise InputError(f"the index has {repo} at revision {known}, not {revision}: ask for that one")
     near = near_models(snapshot, repo)
     hint = f"did you mean {' or '.join(near)}?" if near else "'hubhound index models' shows what is there"
     raise InputError(f"the model {model} is not in the index: {hint}")
@@ -36,7 +49,7 @@ def find_model(snapshot: Snapshot, model: str) -> int:
 
 def near_models(snapshot: Snapshot, repo: str) -> list[str]:
     """Ids in the index that are written nearly like an unknown one, at most three, the nearest first."""
-    folded = {record.repo.casefold(): record.repo for record in snapshot.models}
+    folded = {known.casefold(): known for known in snapshot.places}
     close = difflib.get_close_matches(repo.casefold(), folded, n=3, cutoff=0.6)
     # A name without its org or with another one, or a part of a name.
     tail = repo.casefold().rpartition("/")[2]

@@ -13,7 +13,7 @@ from engine.distance import Method, margins
 from engine.index import Index
 from engine.scan import decode_anchors
 from engine.snapshot import Snapshot
-from query.answers import Hit, SearchAnswer
+from query.answers import Hit, SearchAnswer, also
 from query.contact_sheet import ROW, Panel, Tile
 from query.lookup import find_model
 from query.questions import Question
@@ -57,8 +57,9 @@ def panels(
             for c, output, label, said in found[: MOST - len(made)]:
                 row = _row_of(snapshot, hit.model, output)
                 name, tiles = _tiles(index, snapshot, background, method, question.concepts.take(c), row)
+                copied = f", {also(hit.copies, most=1)}" if hit.copies else ""
                 title = f"{hit.rank}. {hit.model} #{output} {label or ''}".rstrip()
-                made.append(Panel(title, said, question.names[c], name, tiles))
+                made.append(Panel(title, said + copied, question.names[c], name, tiles))
     return made
 
 

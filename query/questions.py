@@ -21,7 +21,7 @@ from engine.scan import decode_anchors
 from engine.snapshot import Snapshot
 from engine.whitening import STRENGTH
 from query.answers import Query
-from query.lookup import find_model
+from query.lookup import find_record
 from query.request import SearchRequest
 
 Images = Callable[[Sequence[Path]], FloatArray]
@@ -134,7 +134,7 @@ class QuestionMaker:
             raise InputError(
                 f"--like {like} names no output: use {repo}#NUMBER, or add --level model to find models like it"
             )
-        place = find_model(self._snapshot, repo)
+        place, named = find_record(self._snapshot, repo)
         rows = np.arange(self._snapshot.starts[place], self._snapshot.starts[place + 1])
         if not whole:
             rows = rows[self._snapshot.output[rows] == _number(like, number)]
@@ -145,7 +145,8 @@ class QuestionMaker:
                     f"('hubhound describe {repo}' lists them)"
                 )
         names = tuple(self._snapshot.label_of(row) or f"#{self._snapshot.output[row]}" for row in rows.tolist())
-        return Question(Query(like=like), names, self._as_concepts(place, rows), place)
+        asked = Query(like=like, copy_of=named.copy_of) if named.copy_of else Query(like=like)
+        return Question(asked, names, self._as_concepts(place, rows), place)
 
     def _as_concepts(self, place: int, rows: npt.NDArray[np.int64]) -> ConceptDescriptors:
         """Outputs as if they were concepts.

@@ -26,6 +26,7 @@ from engine.snapshot import Snapshot
 from engine.transfer import divergence
 from indexers.profiler import ImageFile
 from query.answers import Hit, ModelHit, Rerank, Reranked, Result, SearchAnswer
+from query.lookup import find_model
 from query.recommend import RecommendRequest, choose, rank, read_target
 from query.targets import TargetProfiler
 
@@ -188,8 +189,8 @@ class Reranker:
     def _home(self, hit: Hit | ModelHit) -> list[ImageFile]:
         """The probes to which the matched outputs respond most."""
         outputs = [hit.output] if isinstance(hit, Hit) else [m.output for m in hit.outputs if m.output is not None]
-        places = {model.repo: i for i, model in enumerate(self._snapshot.models)}
-        start, stop = self._snapshot.starts[places[hit.model] : places[hit.model] + 2].tolist()
+        place = find_model(self._snapshot, hit.model)
+        start, stop = self._snapshot.starts[place : place + 2].tolist()
         rows = start + np.nonzero(np.isin(self._snapshot.output[start:stop], outputs))[0]
         idx, z = self._snapshot.arrays.kept(rows)
         order = np.argsort(-z, axis=1, kind="stable")[:, :HOME_PROBES]

@@ -17,7 +17,7 @@ from engine.index import Index, Texts
 from engine.scan import Kernel, exact_margins, top_k
 from engine.snapshot import Snapshot
 from query.answers import Result, SearchAnswer
-from query.filters import allowed_rows
+from query.filters import Filter
 from query.hits import HitMaker, short
 from query.labels import LabelWitness
 from query.questions import Images, Question, QuestionMaker
@@ -53,6 +53,7 @@ class Searcher:
         self.snapshot: Snapshot = index.snapshot()
         self.background: Background = index.background(self.snapshot.background)
         self._questions = QuestionMaker(index, self.snapshot, self.background, encode, encode_images)
+        self._filter = Filter(self.snapshot)
         self._witnesses: dict[Method, LabelWitness] = {}
 
     def ask(self, request: SearchRequest) -> list[Question]:
@@ -88,8 +89,9 @@ class Searcher:
                 self._index, self.snapshot, self.background, method, self._encode, self._progress
             )
         started = time.perf_counter()
-        mask = allowed_rows(self.snapshot, request.where)
-        maker = HitMaker(self._index, self.snapshot, self.background, method, request.explain)
+        allowed = self._filter.allowed(request.where)
+        mask = allowed.rows
+        maker = HitMaker(self._index, self.snapshot, self.background, method, request.explain, allowed.holders)
         if request.level == "model":
             results = [self._models(question, request, method, mask, maker) for question in questions]
         elif request.evidence == "probes":
@@ -97,8 +99,8 @@ class Searcher:
         else:
             results = [self._witnessed(question, request, method, mask, maker) for question in questions]
         without = questions[0].without if questions else None
-        allowed = self._others(mask, without)
-        searched = len(self.snapshot) if allowed is None else int(allowed.sum())
+        compared = self._others(mask, without)
+        searched = len(self.snapshot) if compared is None else int(compared.sum())
         return SearchAnswer(
             results=tuple(results), searched=searched, exact=True, seconds=round(time.perf_counter() - started, 6)
         )

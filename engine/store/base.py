@@ -76,6 +76,10 @@ class DescriptorStore(abc.ABC):
         """The record of one repository, None if there is none."""
 
     @abc.abstractmethod
+    def copies(self, repo: str) -> list[Model]:
+        """The records that name a repository as their original, ordered by id, whether it is there or not."""
+
+    @abc.abstractmethod
     def outputs(self, repo: str, revision: str) -> OutputTable | None:
         """The outputs of one model, by ascending output; None if there are none.
 

@@ -142,10 +142,7 @@ class EdgeStore(DescriptorStore):
 
     def models(self) -> list[Model]:
         """See :meth:`DescriptorStore.models`."""
-        _, models = self._open()
-        with engine_errors("read", self._path):
-            found = [records.model_record(r.payload) for r in models.scroll(None, payload=True, vectors=False)]
-        return sorted(found, key=lambda model: model.repo)
+        return self._models(None)
 
     def model(self, repo: str) -> Model | None:
         """See :meth:`DescriptorStore.model`."""
@@ -153,6 +150,16 @@ class EdgeStore(DescriptorStore):
         with engine_errors("read", self._path):
             payload = models.retrieve(records.model_point_id(repo))
             return None if payload is None else records.model_record(payload)
+
+    def copies(self, repo: str) -> list[Model]:
+        """See :meth:`DescriptorStore.copies`."""
+        return self._models(_filter({records.COPY_OF: repo}))
+
+    def _models(self, where: qe.Filter | None) -> list[Model]:
+        _, models = self._open()
+        with engine_errors("read", self._path):
+            found = [records.model_record(r.payload) for r in models.scroll(where, payload=True, vectors=False)]
+        return sorted(found, key=lambda model: model.repo)
 
     def outputs(self, repo: str, revision: str) -> OutputTable | None:
         """See :meth:`DescriptorStore.outputs`."""

@@ -54,6 +54,8 @@ REVISION = "revision"
 OUTPUT = "output"
 LABEL = "label"
 EXACT = "exact"
+COPY_OF = "copy_of"
+"""Field of a model's payload (``Model.copy_of``)."""
 HIT_FIELDS = [REPO, REVISION, OUTPUT]
 """Payload fields that a :class:`StoreHit` is made of."""
 TABLE_FIELDS = [OUTPUT, LABEL, EXACT]

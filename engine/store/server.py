@@ -160,15 +160,22 @@ class ServerStore(DescriptorStore):
 
     def models(self) -> list[Model]:
         """See :meth:`DescriptorStore.models`."""
-        with self._errors("read"):
-            found = [records.model_record(r.payload or {}) for r in self._scroll(self._models, None, True, False)]
-        return sorted(found, key=lambda model: model.repo)
+        return self._records(None)
 
     def model(self, repo: str) -> Model | None:
         """See :meth:`DescriptorStore.model`."""
         with self._errors("read"):
             found = self._client.retrieve(self._models, [records.model_point_id(repo)], with_payload=True)
             return records.model_record(found[0].payload or {}) if found else None
+
+    def copies(self, repo: str) -> list[Model]:
+        """See :meth:`DescriptorStore.copies`."""
+        return self._records(_filter({records.COPY_OF: repo}))
+
+    def _records(self, where: qm.Filter | None) -> list[Model]:
+        with self._errors("read"):
+            found = [records.model_record(r.payload or {}) for r in self._scroll(self._models, where, True, False)]
+        return sorted(found, key=lambda model: model.repo)
 
     def outputs(self, repo: str, revision: str) -> OutputTable | None:
         """See :meth:`DescriptorStore.outputs`."""

@@ -42,6 +42,8 @@ def load(repository: Repository, *, allow_pickle: bool = False) -> LoadedModel:
         # Imported one by one: each library takes seconds.
         if library == "timm":
             from indexers.loaders.timm_loader import load_timm as load_it
+        elif library == "onnx":
+            from indexers.loaders.onnx_loader import load_onnx as load_it
         else:
             from indexers.loaders.transformers_loader import load_transformers as load_it
         from indexers.loaders.guard import quiet  # imports torch

@@ -24,7 +24,7 @@ class Metadata:
         tags: As stated.
         downloads: Of the last 30 days, None for a local folder.
         likes: None for a local folder.
-        library: ``timm``, ``transformers``, ...
+        library: ``timm``, ``transformers``, ``onnx``, ...
     """
 
     licence: str | None = None
@@ -99,7 +99,7 @@ class LoadedModel:
     Attributes:
         repo: Id, ``org/name``.
         revision: Commit sha or content hash.
-        library: ``timm``, ``transformers``, ...
+        library: ``timm``, ``transformers``, ``onnx``, ...
         architecture: As the library names it.
         module: The network, in eval mode, float32, on the CPU, without gradients.
         forward: ``(module, pixel values [b, 3, h, w]) -> answers [b, outputs]``, logits or probabilities.

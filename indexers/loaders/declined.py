@@ -26,6 +26,14 @@ SCRATCH_PREFIX = "hubhound-model-"
 
 _SCRATCH = re.compile(rf"[^\s'\"]*{SCRATCH_PREFIX}\w+")
 
+_STARVED = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to allocate memory",
+    "out of memory",
+    "bad_alloc",
+)
+
 DETAIL_CHARACTERS = 300
 """Longest detail that is kept: libraries put whole lists of parameters into their messages."""
 
@@ -82,7 +90,7 @@ def stage(reason: Reason) -> Iterator[None]:
     except ImportError as error:
         raise Declined(Reason.UNSUPPORTED_LIBRARY, f"a package is missing: {first_line(error)}") from error
     except Exception as error:
-        if isinstance(error, MemoryError) or _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise Declined(Reason.OUT_OF_MEMORY, f"{first_line(error)}: run it where there is more memory") from error
         raise Declined(reason, first_line(error)) from error
 
@@ -97,7 +105,10 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= DETAIL_CHARACTERS else text[: DETAIL_CHARACTERS - 1] + "…"
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch raises a plain RuntimeError when the CPU's allocator fails.
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a library failed because there was not enough memory."""
+    if isinstance(error, MemoryError):
+        return True
+    # torch raises a plain RuntimeError when the CPU's allocator fails, onnxruntime an error of its own.
     text = str(error).lower()
-    return any(part in text for part in ("can't allocate memory", "cannot allocate memory", "out of memory"))
+    return any(part in text for part in _STARVED)

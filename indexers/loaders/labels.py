@@ -41,6 +41,19 @@ def tidy(
     return tuple(_tidy(by_output.get(output), output, descriptions or {}) for output in range(outputs))
 
 
+def declared_labels(config: Mapping[str, object], outputs: int) -> tuple[str | None, ...]:
+    """The labels in the ``id2label`` of a config.
+
+    Args:
+        config: Content of a config.json.
+        outputs: How many outputs the model has.
+    """
+    declared = config.get("id2label")
+    if not isinstance(declared, dict):
+        return (None,) * outputs
+    return tidy({int(key): name for key, name in declared.items() if str(key).isdecimal()}, outputs)
+
+
 def imagenet_labels(tag: str, outputs: int) -> tuple[str | None, ...] | None:
     """The labels of a model whose tag says that it was trained or tuned last on a version of ImageNet.
 

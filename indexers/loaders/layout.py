@@ -11,7 +11,8 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
 
 from engine.errors import Reason
 from indexers.loaders.declined import SCRATCH_PREFIX, Declined, stage
@@ -37,6 +38,19 @@ SAFE_WEIGHTS = (
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pth", "model.pth")
 """The same, for files that are opened only when the user allows pickles."""
 
+ONNX_FOLDER = "onnx"
+"""The one folder below a repository's own in which weights are looked for."""
+
+ONNX_WEIGHTS = ("onnx/model.onnx", "model.onnx")
+"""The same, for ONNX: chosen where no safetensors can be, and before any pickle."""
+
+ONNX_VARIANTS = ("fp16", "quantized", "int8", "q8", "uint8", "q4f16", "q4", "bnb4")
+"""Endings of the names of ONNX files in lower precision, best first; opened only where there is no full precision."""
+
+_ONNX_FILE = re.compile(rf"({ONNX_FOLDER}/)?[^/]+\.onnx")
+_ONNX_VARIANT = re.compile(rf"(?P<base>.+)_(?P<variant>{'|'.join(ONNX_VARIANTS)})")
+_ONNX_EXTRA = "hubhound[onnx]"
+
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 _FOREIGN_WEIGHTS = {
     ".h5": "TensorFlow",
@@ -60,7 +74,8 @@ class Weights:
     """The one set of weights that a loader will open.
 
     Attributes:
-        files: File names, directly in the repository's folder.
+        files: File names, directly in the repository's folder or, for ONNX, in its folder ``onnx``. For ONNX the first
+            is the graph, the others are the files beside it that can hold its tensors.
         index: Name of the index that lists the shards, None for a single file.
         pickled: Whether they are pickles.
     """
@@ -68,6 +83,11 @@ class Weights:
     files: tuple[str, ...]
     index: str | None = None
     pickled: bool = False
+
+    @property
+    def onnx(self) -> bool:
+        """Whether it is an ONNX graph."""
+        return bool(self.files) and self.files[0].endswith(".onnx")
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -97,10 +117,10 @@ def library_of(config: Mapping[str, object], names: Collection[str]) -> str:
 
     Args:
         config: Content of the repository's config.json.
-        names: Names of the repository's files.
+        names: Names of the repository's files, as paths relative to its folder.
 
     Returns:
-        ``timm`` or ``transformers``.
+        ``timm``, ``transformers``, or ``onnx`` where ONNX is what `choose_weights` chooses.
 
     Raises:
         Declined: For anything that is certainly no image classifier we can load.
@@ -111,24 +131,27 @@ def library_of(config: Mapping[str, object], names: Collection[str]) -> str:
             if isinstance(value, int) and value > MAX_OUTPUTS:
                 raise Declined(Reason.BROKEN_CONFIG, f"{CONFIG} asks for {value:,} outputs")
         model_type = config.get("model_type")
+        onnx = has_onnxruntime() and _safe_weights(names) is None and _onnx_weights(names) is not None
         if isinstance(config.get("architecture"), str) and model_type in (None, "timm_wrapper"):
             if config.get("num_classes") == 0:
                 raise Declined(Reason.NOT_A_CLASSIFIER, "a feature extractor, num_classes is 0")
-            return "timm"
-        if not isinstance(model_type, str) and not config.get("architectures"):
+            return "onnx" if onnx else "timm"
+        # A graph needs no architecture: that its outputs have names is enough to know what it is for.
+        named = onnx and isinstance(config.get("id2label"), dict)
+        if not isinstance(model_type, str) and not config.get("architectures") and not named:
             raise Declined(Reason.UNSUPPORTED_LIBRARY, f"{CONFIG} is neither timm's nor that of a transformers model")
         if config.get("quantization_config") is not None:
             raise Declined(Reason.UNSUPPORTED_LIBRARY, "quantised weights: use the repository with the full weights")
-        _check_architectures(config)
+        _check_architectures(config, graph=onnx)
         if not any(name in names for name in PREPROCESSOR_CONFIGS):
             raise Declined(
                 Reason.BAD_PREPROCESSING,
                 f"there is no {PREPROCESSOR_CONFIGS[0]}, and how a model wants its images is never guessed",
             )
-        return "transformers"
+        return "onnx" if onnx else "transformers"
 
 
-def _check_architectures(config: Mapping[str, object]) -> None:
+def _check_architectures(config: Mapping[str, object], *, graph: bool) -> None:
     architectures = config.get("architectures") or []
     auto_map = config.get("auto_map") or {}
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
@@ -137,7 +160,8 @@ def _check_architectures(config: Mapping[str, object]) -> None:
         raise Declined(Reason.BROKEN_CONFIG, f"auto_map in {CONFIG} is no object")
     # The names may carry an ending, as in DeiTForImageClassificationWithTeacher.
     classifies = any("ForImageClassification" in name for name in architectures)
-    if auto_map and (classifies or "AutoModelForImageClassification" in auto_map) and not is_native(config):
+    coded = auto_map and (classifies or "AutoModelForImageClassification" in auto_map) and not is_native(config)
+    if coded and not graph:  # a graph carries its architecture in itself, whatever code made it
         raise Declined(Reason.REMOTE_CODE, "its architecture is code in the repository, which is never run")
     if architectures and not classifies:
         raise Declined(Reason.NOT_A_CLASSIFIER, f"it is a {architectures[0]}")
@@ -170,15 +194,22 @@ def choose_weights(names: Collection[str], *, allow_pickle: bool) -> Weights:
     Raises:
         Declined: If there is nothing that may be opened.
     """
-    top = [name for name in sorted(names) if "/" not in name and not _NOT_WEIGHTS.fullmatch(name)]
-    safe = [name for name in top if name.endswith((".safetensors", ".safetensors.index.json"))]
-    pickles = [name for name in top if name.endswith((*_PICKLE_SUFFIXES, ".bin.index.json"))]
-    if name := _preferred(SAFE_WEIGHTS, safe):
+    safe = _at_top(names, (".safetensors", ".safetensors.index.json"))
+    pickles = _at_top(names, (*_PICKLE_SUFFIXES, ".bin.index.json"))
+    if name := _safe_weights(names):
         return _weights(name, pickled=False)
+    onnx = _onnx_weights(names)
+    if onnx is not None and has_onnxruntime():
+        return onnx
     if not safe and allow_pickle and (name := _preferred(PICKLED_WEIGHTS, pickles)):
         return _weights(name, pickled=True)
     if ambiguous := safe or (pickles if allow_pickle else []):
         raise Declined(Reason.NO_WEIGHTS, f"which of {', '.join(ambiguous[:4])} to load is not clear")
+    if onnx is not None:
+        raise Declined(
+            Reason.UNSUPPORTED_LIBRARY,
+            f"its weights are {onnx.files[0]}, which needs onnxruntime: pip install '{_ONNX_EXTRA}'",
+        )
     if pickles:
         raise Declined(
             Reason.PICKLE_ONLY,
@@ -187,10 +218,47 @@ def choose_weights(names: Collection[str], *, allow_pickle: bool) -> Weights:
         )
     if any(name in _ADAPTERS for name in names):
         raise Declined(Reason.NO_WEIGHTS, "it holds only an adapter: index the model that it was merged into")
+    graphs = [name for name in sorted(names) if _ONNX_FILE.fullmatch(name)]
+    if len(graphs) > 1:
+        raise Declined(Reason.NO_WEIGHTS, f"which of {', '.join(graphs[:4])} to load is not clear")
     foreign = sorted({kind for name in names for ending, kind in _FOREIGN_WEIGHTS.items() if name.endswith(ending)})
     if foreign:
         raise Declined(Reason.NO_WEIGHTS, f"only weights for {', '.join(foreign)}, none in safetensors")
     raise Declined(Reason.NO_WEIGHTS, "there is no safetensors file in its top folder")
+
+
+def has_onnxruntime() -> bool:
+    """Whether the packages of the extra ``onnx`` are installed; they are not imported."""
+    return all(find_spec(package) is not None for package in ("onnxruntime", "onnx"))
+
+
+def _at_top(names: Collection[str], endings: tuple[str, ...]) -> list[str]:
+    top = (name for name in sorted(names) if "/" not in name and not _NOT_WEIGHTS.fullmatch(name))
+    return [name for name in top if name.endswith(endings)]
+
+
+def _safe_weights(names: Collection[str]) -> str | None:
+    return _preferred(SAFE_WEIGHTS, _at_top(names, (".safetensors", ".safetensors.index.json")))
+
+
+def _onnx_weights(names: Collection[str]) -> Weights | None:
+    """The ONNX graph to open and what may hold its tensors; None without one, or if which one is not clear."""
+    if not any(name in names for name in PREPROCESSOR_CONFIGS):
+        return None  # nothing in a graph says how it wants its images
+    graphs = [PurePosixPath(name) for name in sorted(names) if _ONNX_FILE.fullmatch(name)]
+    variants = {path: match for path in graphs if (match := _ONNX_VARIANT.fullmatch(path.stem))}
+    full = [path for path in graphs if path not in variants]
+    chosen = next((PurePosixPath(name) for name in ONNX_WEIGHTS if name in names), None)
+    if chosen is None and len(full) == 1:
+        chosen = full[0]
+    if chosen is None and not full and len({match["base"] for match in variants.values()}) == 1:
+        chosen = min(variants, key=lambda path: ONNX_VARIANTS.index(variants[path]["variant"]))
+    if chosen is None:
+        return None
+    stem, suffix = re.escape(chosen.stem), re.escape(chosen.suffix)
+    data = re.compile(rf"{stem}({suffix})?[._]data([._-]?\d+)?|weights\.pb")
+    beside = (name for name in sorted(names) if PurePosixPath(name).parent == chosen.parent)
+    return Weights((str(chosen), *(name for name in beside if data.fullmatch(PurePosixPath(name).name))))
 
 
 def _preferred(order: tuple[str, ...], names: list[str]) -> str | None:
@@ -221,8 +289,29 @@ def weights_in(folder: Path, *, allow_pickle: bool) -> Weights:
 
 
 def files_in(folder: Path) -> list[str]:
-    """Names of the files directly in a folder, sorted."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    """Names of a repository's files that matter to a loader.
+
+    Args:
+        folder: The repository's folder.
+
+    Returns:
+        Names of the files directly in it, and paths of those in its folder ``onnx``, sorted.
+    """
+    found = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    inner = folder / ONNX_FOLDER
+    if inner.is_dir():
+        found += [f"{ONNX_FOLDER}/{entry.name}" for entry in inner.iterdir() if entry.is_file()]
+    return sorted(found)
+
+
+def escapes(folder: Path, name: str) -> bool:
+    """Whether a file of a repository is in truth a link to elsewhere.
+
+    Args:
+        folder: The repository's folder.
+        name: Path relative to it.
+    """
+    return not (folder / name).resolve().is_relative_to(folder.resolve())
 
 
 def shards_of(index: Path, names: Collection[str]) -> tuple[str, ...]:
@@ -267,7 +356,8 @@ def staged(folder: Path, weights: Weights) -> Iterator[Path]:
     """A temporary folder with links to the chosen files and to nothing else.
 
     Libraries look for more than they were asked for: adapters that name another repository, code, other weights. They
-    find only what was chosen, under the names that they expect.
+    find only what was chosen, under the names that they expect. ONNX weights are not among the links: onnxruntime gets
+    their content, not their names.
 
     Args:
         folder: The repository's folder.
@@ -276,7 +366,7 @@ def staged(folder: Path, weights: Weights) -> Iterator[Path]:
     links = {name: name for name in (CONFIG, *PREPROCESSOR_CONFIGS)}
     if weights.index is not None:
         links |= {name: name for name in (weights.index, *weights.files)}
-    else:
+    elif not weights.onnx:
         links["pytorch_model.bin" if weights.pickled else "model.safetensors"] = weights.files[0]
     with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX) as scratch:
         for name, source in links.items():

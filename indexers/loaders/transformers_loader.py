@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from engine.errors import Reason
-from indexers.loaders.base import LoadedModel, Preprocessing, Repository
+from indexers.loaders.base import LoadedModel, Repository
 from indexers.loaders.declined import Declined, stage
 from indexers.loaders.guard import finish, numbers_of, try_out
 from indexers.loaders.header import check_demand, count_numbers
-from indexers.loaders.labels import tidy
+from indexers.loaders.image_processor import image_processor
+from indexers.loaders.labels import declared_labels
 from indexers.loaders.layout import Weights
-from indexers.loaders.preprocessing import check_sides, key_of, split
-
-_AFFINE = frozenset(
-    {"do_rescale", "rescale_factor", "rescale_offset", "do_normalize", "image_mean", "image_std", "include_top"}
-)
-_IRRELEVANT = frozenset(
-    {
-        "auto_map",
-        "data_format",
-        "device",
-        "disable_grouping",
-        "do_reduce_labels",
-        "feature_extractor_type",
-        "input_data_format",
-        "processor_class",
-        "return_tensors",
-    }
-)
-_SWITCHED = {"do_resize": ("size", "resample"), "do_center_crop": ("crop_size",), "do_pad": ("pad_size",)}
-"""Settings of an image processor: the affine part's, those without influence, and those that a switch turns off."""
 
 
 def load_transformers(
@@ -58,7 +37,7 @@ def load_transformers(
         Declined: If it cannot be used.
     """
     architecture = _architecture(config)
-    preprocessing = _preprocessing(folder)
+    preprocessing = image_processor(folder)
     with stage(Reason.BROKEN_CONFIG):
         parsed = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         parsed.return_dict = True
@@ -93,7 +72,7 @@ def load_transformers(
         module=module,
         forward=_forward,
         preprocessing=preprocessing,
-        labels=_labels(config, outputs),
+        labels=declared_labels(config, outputs),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         licence=repository.metadata.licence,
         tags=repository.metadata.tags,
@@ -145,67 +124,3 @@ def _check_report(module: torch.nn.Module, report: Mapping[str, Any]) -> None:
 
 def _some(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
-
-
-def _preprocessing(folder: Path) -> Preprocessing:
-    with stage(Reason.BAD_PREPROCESSING):
-        try:
-            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except ValueError as error:
-            if "trust_remote_code" in str(error):
-                raise Declined(
-                    Reason.REMOTE_CODE, "its image processor is code in the repository, which is never run"
-                ) from error
-            raise
-        made = next(iter(processor.model_input_names), "nothing")
-        if made != "pixel_values":
-            raise Declined(Reason.BAD_PREPROCESSING, f"it turns images into {made}, not into pixels")
-        settings = processor.to_dict()
-        check_sides(dict(_sides(settings)))
-        bytes_only: dict[str, object] = {"do_rescale": False, "do_normalize": False}
-        if settings.get("include_top"):
-            bytes_only["include_top"] = False  # EfficientNet's second division by the standard deviation
-
-        def full(image: Image.Image) -> torch.Tensor:
-            return _pixel_values(processor(image, return_tensors="pt"))
-
-        def to_pixels(image: Image.Image) -> torch.Tensor:
-            return _pixel_values(processor(image, return_tensors="pt", **bytes_only))
-
-        return split(full, to_pixels, _key(processor, settings))
-
-
-def _pixel_values(answer: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    values = answer["pixel_values"]
-    if values.ndim != 4:
-        raise Declined(Reason.BAD_PREPROCESSING, f"it makes an array of shape {list(values.shape)} of an image")
-    return values[0]
-
-
-def _sides(settings: Mapping[str, object]) -> Iterator[tuple[str, float]]:
-    crop = settings.get("crop_pct")
-    for name in ("size", "crop_size", "pad_size"):
-        value = settings.get(name)
-        for key, side in (value if isinstance(value, dict) else {"": value}).items():
-            if isinstance(side, int | float):
-                yield f"{name} {key}".strip(), float(side)
-                if name == "size" and isinstance(crop, int | float):
-                    yield f"{name} {key} / crop_pct", side / crop if crop > 0 else math.inf
-
-
-def _key(processor: object, settings: Mapping[str, object]) -> str:
-    ignored = _AFFINE | _IRRELEVANT
-    for switch, settings_of_it in _SWITCHED.items():
-        if not settings.get(switch):
-            ignored = ignored.union(settings_of_it)
-    kept = {name: value for name, value in settings.items() if name not in ignored and value is not None}
-    # What a class does with the same settings is its own affair.
-    kept["image_processor_type"] = type(processor).__qualname__
-    return key_of({"library": f"transformers {transformers.__version__}", "settings": kept})
-
-
-def _labels(config: Mapping[str, object], outputs: int) -> tuple[str | None, ...]:
-    declared = config.get("id2label")
-    if not isinstance(declared, dict):
-        return (None,) * outputs
-    return tidy({int(key): name for key, name in declared.items() if str(key).isdecimal()}, outputs)

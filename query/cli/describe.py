@@ -134,7 +134,8 @@ def _run(
         InputError: There is no such model, or none of its outputs says anything.
         ModelError: It cannot be fetched, loaded or run.
     """
-    from indexers.adding import Outcome, labels_of, run_model
+    from indexers.adding import Outcome, run_model
+    from indexers.keeping import labels_of
     from indexers.sources import revision_of
 
     try:
@@ -145,7 +146,7 @@ def _run(
             raise
         raise InputError(f"the index does not have this model; {error}{_hint(source.repo, describer)}") from error
     values = responses.values
-    outputs = describer.outputs_of(loaded.repo, revision, labels_of(loaded, values.shape[1]), values)
+    outputs = describer.outputs_of(loaded.repo, revision, labels_of(loaded.labels, values.shape[1]), values)
     if not len(outputs):
         raise ModelFailedError(
             Reason.NO_USABLE_OUTPUT,
@@ -192,7 +193,8 @@ def _write(answer: DescribeAnswer, only_disagreements: bool, form: str) -> None:
             ]
             for output in shown.outputs
         ]
-        table(f"{answer.model}@{answer.revision}", [("output", "right"), "label", "", "names and scores"], rows)
+        copied = f", a copy of {answer.copy_of}" if answer.copy_of else ""
+        table(f"{answer.model}@{answer.revision}{copied}", [("output", "right"), "label", "", "names and scores"], rows)
     count = len(answer.outputs)
     doubt = f"{MARK} {wrong:,} of {labelled:,} labels disagree clearly with what the output does"
     note(

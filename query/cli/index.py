@@ -198,7 +198,7 @@ def info(index_path: str, form: str) -> None:
     folder = Path(index_path).expanduser()
     opened = Index(folder)
     snapshot = Snapshot.open(folder / "snapshots")
-    models = () if snapshot is None else snapshot.models
+    models, copies = ((), {}) if snapshot is None else (snapshot.models, snapshot.copies)
     libraries: dict[str, int] = {}
     for model in models:
         libraries[model.library or "unknown"] = libraries.get(model.library or "unknown", 0) + 1
@@ -208,6 +208,7 @@ def info(index_path: str, form: str) -> None:
         "manifest": opened.manifest.model_dump(mode="json"),
         "generation": 0 if snapshot is None else snapshot.number,
         "models": len(models),
+        "copies": sum(map(len, copies.values())),
         "outputs": 0 if snapshot is None else len(snapshot),
         "left_out": sum(len(model.left_out) for model in models),
         "libraries": libraries,
@@ -228,6 +229,7 @@ def info(index_path: str, form: str) -> None:
     manifest = opened.manifest
     rows = [
         ("models", f"{len(models)}  ({', '.join(f'{n} {name}' for name, n in sorted(libraries.items())) or 'none'})"),
+        ("copies", f"{facts['copies']:,}  (of {len(copies):,} of these models)" if copies else "none"),
         ("outputs", f"{facts['outputs']:,}, {facts['left_out']} left out"),
         ("probes", f"{manifest.probes.count} from {manifest.probes.source}"),
         ("encoder", f"{manifest.encoder.spec}, {manifest.encoder.dimension} dimensions"),
@@ -249,11 +251,12 @@ def info(index_path: str, form: str) -> None:
 @index_option
 @click.option("--format", "form", type=click.Choice(["table", "json", "quiet"]), default="table", show_default=True)
 def models(index_path: str, form: str) -> None:
-    """List every model, also those that failed or were refused, with the reason."""
+    """List every model, also copies of others and those that failed or were refused, with the reason."""
     from engine.writer import IndexWriter
 
     with IndexWriter(Path(index_path).expanduser()) as writer:
         records = writer.store.models()
+        lost = {copy.repo for copy in writer.lost_copies()}
     if form == "json":
         data_json([json.loads(record.model_dump_json()) for record in records])
     elif form == "quiet":
@@ -261,7 +264,15 @@ def models(index_path: str, form: str) -> None:
             data(f"{record.repo}@{record.revision}")
     else:
         rows = [
-            (r.repo, r.revision[:12], r.state.value, str(r.outputs), r.library or "-", r.detail or "") for r in records
+            (
+                r.repo,
+                r.revision[:12],
+                f"copy of {r.copy_of}" if r.copy_of else r.state.value,
+                str(r.outputs),
+                r.library or "-",
+                "the original is gone or has changed: add it again" if r.repo in lost else r.detail or "",
+            )
+            for r in records
         ]
         table(None, ["model", "revision", "state", ("outputs", "right"), "library", "why"], rows)
 

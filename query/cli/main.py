@@ -18,6 +18,7 @@ from query.cli.output import fail
 _COMMANDS = {
     "demo": ("query.cli.demo", "demo", "Everything on a small drawn world, without a network."),
     "index": ("query.cli.index", "index", "Make, fill and check an index."),
+    "crawl": ("query.cli.crawl", "crawl", "Keep an index current with a hub, for weeks."),
     "search": ("query.cli.search", "search", "Find the models that recognise a concept."),
     "eval": ("query.cli.evaluate", "evaluate", "Measure how good search is."),
     "recommend": ("query.cli.recommend", "recommend", "Find the vision-language model for some images."),

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.errors import IndexUnusableError, InputError
-from query.answers import Hit, Result, SearchAnswer
+from query.answers import Hit, ModelHit, Result, SearchAnswer, also
 from query.cli.output import bars, data, data_json, format_option, index_option, method_option, note, table
 
 if TYPE_CHECKING:
     from query.request import SearchRequest
 
 SHOWN = 12
-"""How many matched concepts of a model a table shows."""
+"""How many matched concepts of a model a table shows, and with --explain how many copies."""
 
 
 @click.command(
@@ -238,10 +238,15 @@ def _folder(path: str) -> Path:
 def _title(result: Result) -> str:
     query = result.query
     if query.like:
-        return f"like {query.like}"
+        return f"like {query.like}" + (f", a copy of {query.copy_of}" if query.copy_of else "")
     texts = query.texts or ((query.text,) if query.text else ())
     images = f"{len(query.images)} image{'s' if len(query.images) > 1 else ''}" if query.images else None
     return ", ".join([*texts, *([images] if images else [])])
+
+
+def _model(hit: Hit | ModelHit, explain: bool) -> list[str]:
+    """A hit's model and, below it, its copies."""
+    return [hit.model, also(hit.copies, SHOWN if explain else 2)] if hit.copies else [hit.model]
 
 
 def _show(result: Result, explain: bool) -> None:
@@ -250,7 +255,7 @@ def _show(result: Result, explain: bool) -> None:
     for hit in result.outputs:
         row: list[str | list[str]] = [
             str(hit.rank),
-            hit.model,
+            _model(hit, explain),
             str(hit.output),
             hit.label or "-",
             f"{hit.margin:.2f}",
@@ -291,7 +296,7 @@ def _show_models(result: Result, explain: bool) -> None:
             matched.append(f"and {len(hit.outputs) - SHOWN} more (--format json has them)")
         counts = [] if hit.score is None else [f"{hit.score:.2f}"]
         covered = f"{hit.covered}/{len(hit.outputs)}"
-        rows.append([str(hit.rank), hit.model, f"{hit.margin:.2f}", *counts, covered, matched])
+        rows.append([str(hit.rank), _model(hit, explain), f"{hit.margin:.2f}", *counts, covered, matched])
     columns: list[str | tuple[str, str]] = [
         ("", "right"),
         "model",

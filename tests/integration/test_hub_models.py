@@ -124,6 +124,7 @@ def test_pickles(hub, tmp_path):
     folder = hub.root / "models" / "org" / "vit"
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
+    (folder / "model.onnx").unlink()  # which would be preferred
     error = refused("org/vit", tmp_path, Reason.PICKLE_ONLY, "--allow-pickle")
     assert isinstance(error, ModelRefusedError)
     assert hub.downloaded() == ["config.json"]

@@ -3,12 +3,17 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import (
@@ -18,6 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors.numpy import save_file
 
 from tests.support.hub_server import HubServer
 
@@ -217,3 +223,146 @@ def test_a_client_of_its_own_that_knows_only_the_environment(hub, tmp_path):
         check=True,
     )
     assert json.loads(result.stdout) == [hub.commit_of("org/name"), "org/data"]
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Seven models; m0 was changed last."""
+    with HubServer(tmp_path / "hub", page=2) as server:
+        for number in range(7):
+            folder = tmp_path / "hub" / "models" / f"org{number % 2}" / f"m{number}"
+            folder.mkdir(parents=True)
+            tag = "image-classification" if number != 3 else "object-detection"
+            library = "timm" if number < 4 else "transformers"
+            card = f"---\nlicense: mit\ntags: [x, t{number % 3}]\nlibrary_name: {library}\npipeline_tag: {tag}\n---\n"
+            (folder / "README.md").write_text(card)
+            (folder / "config.json").write_text(json.dumps({"architectures": [f"A{number}"], "model_type": "vit"}))
+            weights = {"a": np.zeros((number + 1, 3), np.float32), "b": np.zeros(2, np.float16)}
+            save_file(weights, folder / "model.safetensors")
+            repo = f"org{number % 2}/m{number}"
+            server.touch(
+                repo, modified=f"2026-01-{20 - number}T00:00:00.123Z", created=f"2025-01-0{number + 1}T00:00:00Z"
+            )
+            server.facts[repo] = {"downloads": 10 * (number % 4), "likes": number, "trendingScore": -number}
+        yield server
+    huggingface_hub.close_session()
+
+
+def ids(models):
+    return [model.id.split("/")[1] for model in models]
+
+
+def test_listing_with_filters(many):
+    api = HfApi(endpoint=many.url, token=False)
+    assert sorted(ids(api.list_models())) == [f"m{number}" for number in range(7)]
+    assert sorted(ids(api.list_models(author="org1"))) == ["m1", "m3", "m5"]
+    assert ids(api.list_models(pipeline_tag="object-detection")) == ["m3"]
+    assert sorted(ids(api.list_models(filter=["timm", "image-classification"]))) == ["m0", "m1", "m2"]
+    assert sorted(ids(api.list_models(filter="t1"))) == ["m1", "m4"]
+    assert sorted(ids(api.list_models(filter=["license:mit", "t0", "transformers"]))) == ["m6"]
+    assert ids(api.list_models(search="M5")) == ["m5"]
+    assert ids(api.list_models(filter="nothing")) == []
+    assert sorted(ids(api.list_models(num_parameters="min:11,max:17"))) == ["m2", "m3", "m4"]  # 3 (number + 1) + 2
+    many.gated.update({"org0/m2", "org1/m5"})
+    assert sorted(ids(api.list_models(gated=True))) == ["m2", "m5"]
+    assert len(ids(api.list_models(gated=False))) == 5
+    many.private.add("org0/m0")
+    assert "m0" not in ids(api.list_models())
+    shown = {model.id: model.private for model in HfApi(endpoint=many.url, token=many.token).list_models()}
+    assert len(shown) == 7
+    assert shown["org0/m0"]
+
+
+def test_listing_in_order_and_in_pages(many):
+    api = HfApi(endpoint=many.url, token=False)
+    up = [f"m{number}" for number in range(7)]
+    assert ids(api.list_models(sort="last_modified")) == up
+    assert len(many.requests) == 4  # pages of two
+    assert ids(api.list_models(sort="created_at")) == up[::-1]
+    assert ids(api.list_models(sort="likes")) == up[::-1]
+    assert ids(api.list_models(sort="trending_score")) == up
+    downloads = [model.downloads for model in api.list_models(sort="downloads")]
+    assert downloads == [30, 20, 20, 10, 10, 0, 0]
+    assert len({model.id for model in api.list_models(sort="downloads")}) == 7  # equals at the edges of pages
+    many.requests.clear()
+    assert ids(api.list_models(sort="likes", limit=3)) == ["m6", "m5", "m4"]
+    assert len(many.requests) == 2
+    many.page = 1000
+    many.requests.clear()
+    assert ids(api.list_models(sort="likes", limit=3)) == ["m6", "m5", "m4"]
+    assert len(many.requests) == 1
+
+
+def test_cursor_and_link_of_a_page(many):
+    url = f"{many.url}/api/models"
+    first = httpx.get(url, params={"sort": "lastModified", "direction": -1, "limit": 5, "expand[]": "sha"})
+    assert [entry["id"] for entry in first.json()] == ["org0/m0", "org1/m1"]
+    assert set(first.json()[0]) == {"_id", "id", "sha"}
+    following = first.links["next"]["url"]
+    assert following.startswith(f"{many.url}/api/models?")
+    cursor = parse_qs(urlsplit(following).query)["cursor"][0]
+    assert "m1" not in cursor
+    assert "2026" not in cursor
+    second = httpx.get(following)
+    assert [entry["id"] for entry in second.json()] == ["org0/m2", "org1/m3"]
+    assert set(second.json()[0]) == {"_id", "id", "sha"}
+    last = httpx.get(httpx.get(second.links["next"]["url"]).links["next"]["url"])
+    assert [entry["id"] for entry in last.json()] == ["org0/m6"]
+    assert "Link" not in last.headers
+    rising = httpx.get(url, params={"sort": "lastModified", "direction": 1})
+    assert [entry["id"] for entry in rising.json()] == ["org0/m6", "org1/m5"]
+    for wrong in ({"cursor": "x"}, {"sort": "name"}, {"limit": "0"}, {"expand": "size"}, {"inference": "warm"}):
+        assert httpx.get(url, params=wrong).status_code == 400
+
+
+def test_what_an_entry_says(many):
+    api = HfApi(endpoint=many.url, token=False)
+    wanted = ["sha", "lastModified", "createdAt", "safetensors", "siblings", "cardData", "tags", "gated", "config"]
+    entry = {model.id: model for model in api.list_models(expand=wanted, filter="timm")}["org0/m2"]
+    assert entry.sha == many.commit_of("org0/m2")
+    assert entry.last_modified == datetime(2026, 1, 18, 0, 0, 0, 123000, UTC)
+    assert entry.created_at == datetime(2025, 1, 3, tzinfo=UTC)
+    assert (entry.safetensors.total, entry.safetensors.parameters) == (11, {"F32": 9, "F16": 2})
+    assert {file.rfilename for file in entry.siblings} == {"README.md", "config.json", "model.safetensors"}
+    assert (entry.card_data.license, entry.tags, entry.gated) == ("mit", ["x", "t2"], False)
+    assert entry.config == {"architectures": ["A2"], "model_type": "vit"}
+    assert entry.downloads is None
+    basic = next(iter(api.list_models(search="m2")))
+    assert (basic.sha, basic.siblings, basic.last_modified, basic.downloads) == (None, None, None, 20)
+    assert (basic.library_name, basic.pipeline_tag) == ("timm", "image-classification")
+    full = next(iter(api.list_models(search="m2", full=True, cardData=True, fetch_config=True)))
+    assert (full.sha, full.author, full.card_data.license) == (entry.sha, "org0", "mit")
+    assert full.config["model_type"] == "vit"
+    assert api.model_info("org0/m2").last_modified == entry.last_modified
+    assert api.model_info("org0/m2", expand=["likes"]).sha is None
+
+
+def test_dates_follow_the_commits(many):
+    api = HfApi(endpoint=many.url, token=False)
+    before = api.model_info("org0/m6")
+    (many.root / "models" / "org0" / "m6" / "config.json").write_text("{}")
+    start = datetime.now(UTC) - timedelta(milliseconds=1)
+    newest = next(iter(api.list_models(sort="last_modified", expand=["sha", "lastModified", "createdAt"])))
+    assert newest.id == "org0/m6"
+    assert newest.sha not in (None, before.sha)
+    assert start <= newest.last_modified <= datetime.now(UTC)
+    assert newest.created_at == before.created_at
+    assert api.model_info("org0/m6").last_modified == newest.last_modified  # and stays so
+    shutil.copytree(many.root / "models" / "org0" / "m0", many.root / "models" / "new" / "m8")
+    made = next(iter(api.list_models(sort="created_at", expand=["createdAt", "lastModified"])))
+    assert made.id == "new/m8"
+    assert made.created_at == made.last_modified >= start
+    shutil.rmtree(many.root / "models" / "org0" / "m0")
+    assert "m0" not in ids(api.list_models())
+
+
+def test_dates_of_what_was_there_before_are_those_of_its_files(tmp_path):
+    folder = tmp_path / "models" / "org" / "old"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    for path in (folder / "config.json", folder):
+        os.utime(path, (1.7e9, 1.7e9))
+    with HubServer(tmp_path) as hub:
+        info = HfApi(endpoint=hub.url, token=False).model_info("org/old")
+    huggingface_hub.close_session()
+    assert info.last_modified == info.created_at == datetime.fromtimestamp(1.7e9, UTC)

@@ -14,7 +14,8 @@ from query.cli.main import cli
 
 REPOSITORY = Path(__file__).parents[2]
 FLOORS = {"engine": {"engine"}, "indexers": {"engine", "indexers"}, "query": {"engine", "indexers", "query"}}
-AT_QUERY_TIME = {"loaders", "prober", "pixels", "sources", "adding", "profiler", "profiling", "towers", "crawl"}
+AT_QUERY_TIME = {"loaders", "prober", "pixels", "sources", "adding", "keeping", "profiler", "profiling", "towers"}
+AT_QUERY_TIME |= {"crawl"}  # which the command line starts
 MODULES = [path for floor in FLOORS for path in sorted((REPOSITORY / floor).rglob("*.py"))]
 
 
@@ -55,8 +56,9 @@ DOCUMENTED = [
 
 def parse(command: click.Command, arguments: list[str], name: str) -> None:
     with command.make_context(name, list(arguments)) as context:
-        if isinstance(command, click.Group) and arguments:
-            child, sub, rest = command.resolve_command(context, arguments)
+        left = [*context._protected_args, *context.args]  # what the command's own options leave
+        if isinstance(command, click.Group) and left:
+            child, sub, rest = command.resolve_command(context, left)
             assert sub is not None
             parse(sub, rest, child or "")
 

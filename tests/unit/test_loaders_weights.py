@@ -33,8 +33,15 @@ def test_no_weights(tmp_path, make):
     declined(folder, Reason.NO_WEIGHTS, "no safetensors file")
 
 
-@both
-@pytest.mark.parametrize("foreign, name", [("tf_model.h5", "TensorFlow"), ("model.onnx", "ONNX")])
+@pytest.mark.parametrize(
+    "make, foreign, name",
+    [
+        (timm_model, "tf_model.h5", "TensorFlow"),
+        (vit_model, "tf_model.h5", "TensorFlow"),
+        # A timm config says how images are made for timm only, so that there is nothing to run the graph with.
+        (timm_model, "model.onnx", "ONNX"),
+    ],
+)
 def test_weights_for_another_library_only(tmp_path, make, foreign, name):
     folder = make(tmp_path / "org" / "name")
     (folder / "model.safetensors").rename(folder / foreign)

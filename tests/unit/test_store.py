@@ -11,7 +11,7 @@ import pytest
 
 from engine.distance import METHODS
 from engine.errors import IndexMismatchError, IndexMissingError, StoreError
-from engine.schema import LeftOut, Model
+from engine.schema import LeftOut, Model, ModelState
 from engine.store import records
 from engine.store.base import DescriptorStore, StoreLayout
 from engine.store.edge import EdgeStore
@@ -113,6 +113,25 @@ def test_an_interrupted_replacement_leaves_the_old_one_whole(place: Place) -> No
         store.delete_outputs("org/a", keep_revision="r2")
         assert_same(store.outputs("org/a", "r2"), new)
         assert store.count_outputs() == 5
+
+
+def test_copies_are_found_by_their_original(store: DescriptorStore) -> None:
+    store.upsert_model(Model(repo="org/a", revision="r1", outputs=7))
+    facts = {"revision": "x", "state": ModelState.COPY, "copied_revision": "r1"}
+    copies = [Model(repo=repo, copy_of="org/a", **facts) for repo in ("b/one", "a/two")]  # type: ignore[arg-type]
+    other = Model(repo="org/c", copy_of="org/ab", **facts)  # type: ignore[arg-type]
+    for model in (*copies, other):
+        store.upsert_model(model)
+    assert store.copies("org/a") == [copies[1], copies[0]]
+    assert store.copies("org/ab") == [other]  # the original need not be there
+    assert store.copies("org") == []
+    assert store.model("b/one") == copies[0]
+    store.upsert_model(Model(repo="b/one", revision="y", outputs=3))  # a model of its own again
+    assert store.copies("org/a") == [copies[1]]
+    store.delete_model("a/two")
+    store.delete_model("never/there")
+    assert store.copies("org/a") == []
+    assert [model.repo for model in store.models()] == ["b/one", "org/a", "org/c"]
 
 
 def test_several_models(store: DescriptorStore) -> None:

@@ -1,0 +1,409 @@
+"""The crawl: one thread lists, some fetch, some probe, and the main thread stores; queues between them are short.
+
+::
+
+    source --pages--> journal --claims--> [fetch] --> ready --> [probe] --> done --> main thread: index, then journal
+
+Whatever a model does happens in a child of the probing threads' nursery; whatever a hub does, in the fetching threads.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
+
+import psutil
+
+from engine.errors import ModelError
+from engine.writer import IndexWriter
+from indexers.crawl import log
+from indexers.crawl.downloads import Downloads
+from indexers.crawl.fetching import Fetched, Fetcher, FetchOptions, FetchStopped, InHand, KnownWeights
+from indexers.crawl.filters import Filters
+from indexers.crawl.journal import Claim, Journal
+from indexers.crawl.limits import Limits, Setup
+from indexers.crawl.lister import Lister
+from indexers.crawl.listing import Source
+from indexers.crawl.nursery import CancelledError, Nursery
+from indexers.crawl.records import Probed
+from indexers.crawl.stages import InProcess
+from indexers.crawl.storing import Storekeeper
+from indexers.crawl.watch import Watch
+from indexers.crawl.worker import Worker, WorkerStopped
+
+GRACE_S = 20.0
+"""Seconds that the models in hand have to finish after the first signal."""
+
+_TICK_S = 0.1
+_IDLE_S = 0.2
+_GAUGES_EVERY_S = 2.0
+_GAUGES_SHARE = 0.02
+"""Of the main thread's time that counting what waits may take: with a million rows it takes a tenth of a second."""
+
+_REMEMBER_S = 90 * 86_400.0
+_PRUNE_EVERY_S = 86_400.0
+_LONGEST_PAUSE_S = 300.0
+
+
+@dataclass(frozen=True)
+class CrawlOptions:
+    """How a crawl goes about it.
+
+    Attributes:
+        follow: Go on for ever, listing again every ``interval_s``; otherwise end when everything listed is dealt with.
+        interval_s: From one listing of what is new to the next.
+        full_every_s: From one listing of everything, which finds what is gone, to the next.
+        fetchers: Models fetched at the same time.
+        workers: Models probed at the same time.
+        prefetch: Fetched models that may wait for a worker.
+        downloads_bytes: Space for downloads.
+        keep_gone: Leave models in the index that the hub no longer has.
+        limit: End after so many models, None for all.
+    """
+
+    follow: bool = False
+    interval_s: float = 600.0
+    full_every_s: float = 86_400.0
+    fetchers: int = 4
+    workers: int = 1
+    prefetch: int = 4
+    downloads_bytes: int = 50 * 10**9
+    keep_gone: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class _Troubled:
+    claim: Claim
+    error: ModelError
+    identity: str | None = None
+
+
+@dataclass(frozen=True)
+class _Gone:
+    repo: str
+    detail: str
+
+
+class Daemon:
+    """One crawl over one source into one index.
+
+    Args:
+        writer: The index.
+        journal: Of this index's crawls.
+        source: What is listed.
+        filters: What of it is wanted.
+        options: How.
+        fetching: Limits of fetching.
+        setup: What children need to probe.
+        limits: Of children.
+        watch: Counts what happens.
+        preload: Module that the nursery imports first; for tests.
+    """
+
+    def __init__(
+        self,
+        writer: IndexWriter,
+        journal: Journal,
+        source: Source,
+        filters: Filters,
+        options: CrawlOptions,
+        fetching: FetchOptions,
+        setup: Setup,
+        limits: Limits,
+        watch: Watch,
+        preload: str | None = None,
+    ) -> None:
+        self._writer = writer
+        self._journal = journal
+        self._options = options
+        self._watch = watch
+        self._stop = threading.Event()
+        self._signal: int | None = None
+        self._in_hand = InHand()
+        self._claims: dict[tuple[str, str], Claim] = {}
+        self._claiming = threading.Lock()
+        self._claimed = 0
+        self._pause_until = 0.0
+        self._ready: queue.Queue[Fetched] = queue.Queue(max(1, options.prefetch))
+        self._done: queue.Queue[tuple[Fetched, Probed] | KnownWeights | _Troubled | _Gone] = queue.Queue(4)
+        self._trouble: BaseException | None = None
+        self._keeper = Storekeeper(writer, journal, watch, keep_gone=options.keep_gone)
+        self._folder = writer.index.folder / "crawl"
+        wanted = [Downloads.name(repo, revision) for repo, revision, _ in journal.under_way()]
+        self._downloads = Downloads(self._folder / "downloads", options.downloads_bytes, wanted)
+        self._fetcher = Fetcher(journal, self._downloads, fetching, self._in_hand, self._stop, watch.fetched)
+        self._lister = Lister(journal, source, filters, options.follow, options.interval_s, options.full_every_s, watch)
+        self._nursery = Nursery(setup, limits, setup.cache / f"scratch-{os.getpid()}", preload=preload)
+        self._workers = [Worker(self._nursery) for _ in range(options.workers)]
+        self._gauges_due = self._prune_due = 0.0
+
+    @property
+    def phase(self) -> str:
+        """What it is at: listing, crawling, waiting or stopping."""
+        if self._stop.is_set():
+            return "stopping"
+        if self._claims:
+            return "crawling"
+        return "listing" if self._lister.busy else "waiting"
+
+    def run(self, tick: Callable[[str], None] = lambda phase: None) -> int:
+        """Crawls until there is nothing left to do, or until told to stop.
+
+        Args:
+            tick: Called several times a second with the phase, from this thread.
+
+        Returns:
+            0, or 128 and the number of the signal that ended it.
+
+        Raises:
+            HubhoundError: The source cannot be listed, or the index cannot be written.
+            OSError: Likewise.
+        """
+        held, released = self._keeper.recover()
+        if held or released:
+            log.event("went on", in_index=held, begun_again=released)
+        with ExitStack() as stack:
+            stack.callback(self._close)
+            stack.enter_context(self._signals())
+            threads = [threading.Thread(target=self._guarded, args=(self._list,), name="list", daemon=True)]
+            threads += [
+                threading.Thread(target=self._guarded, args=(self._fetch,), name=f"fetch-{i}", daemon=True)
+                for i in range(self._options.fetchers)
+            ]
+            probers = [
+                threading.Thread(target=self._guarded, args=(self._probe, worker), name=f"probe-{i}", daemon=True)
+                for i, worker in enumerate(self._workers)
+            ]
+            for thread in (*threads, *probers):
+                thread.start()
+            while not self._stop.is_set() and not self._finished():
+                self._step(_TICK_S)
+                tick(self.phase)
+            self._wind_up(probers, tick)
+        if self._trouble is not None:
+            raise self._trouble
+        return 0 if self._signal is None else 128 + self._signal
+
+    def stop(self) -> None:
+        """Ends the crawl as a first signal does; callable from any thread."""
+        self._stop.set()
+
+    # --- the main thread
+
+    def _step(self, wait_s: float) -> None:
+        try:
+            item = self._done.get(timeout=wait_s)
+        except queue.Empty:
+            self._writer.snapshot(force=False)
+            self._gauges()
+            return
+        self._keep(item)
+        self._writer.snapshot(force=False)
+        self._gauges()
+
+    def _keep(self, item: tuple[Fetched, Probed] | KnownWeights | _Troubled | _Gone) -> None:
+        if isinstance(item, _Gone):
+            self._keeper.gone(item.repo, item.detail)
+            return
+        if isinstance(item, KnownWeights):
+            claim, identity, leave = item.claim, None, False
+            self._keeper.copied(item)
+        elif isinstance(item, _Troubled):
+            claim, identity = item.claim, item.identity
+            leave = self._keeper.troubled(claim, item.error) is not None
+        else:
+            fetched, probed = item
+            claim, identity, leave = fetched.claim, fetched.identity, False
+            try:
+                self._keeper.probed(fetched, probed)
+            except ModelError as error:
+                self._keeper.troubled(claim, error)
+        (self._fetcher.leave if leave else self._fetcher.forget)(claim)
+        self._in_hand.give_back(identity)
+        self._claims.pop((claim.repo, claim.revision), None)
+
+    def _finished(self) -> bool:
+        if self._options.limit is not None and self._claimed >= self._options.limit:
+            return not self._claims and self._done.empty()
+        if self._options.follow or not self._lister.ended or self._claims or not self._done.empty():
+            return False
+        with self._claiming:  # a thread may be between claiming and telling
+            waiting = self._journal.queue()
+            return not self._claims and not waiting.due and not waiting.waiting
+
+    def _gauges(self) -> None:
+        now = time.monotonic()
+        if now < self._gauges_due:
+            return
+        process = psutil.Process()
+        waiting = self._journal.queue()
+        self._watch.gauge("queue", waiting.due + waiting.waiting + self._ready.qsize())
+        self._watch.gauge("disk_bytes", self._downloads.used_bytes)
+        self._watch.gauge("memory_bytes", process.memory_info().rss)
+        if hasattr(process, "num_fds"):
+            self._watch.gauge("fds", process.num_fds())
+        if now >= self._prune_due:
+            self._prune_due = now + _PRUNE_EVERY_S
+            self._journal.prune(_REMEMBER_S)
+        took_s = time.monotonic() - now
+        self._gauges_due = now + max(_GAUGES_EVERY_S, took_s / _GAUGES_SHARE)
+
+    def _wind_up(self, probers: list[threading.Thread], tick: Callable[[str], None]) -> None:
+        """Stores what is finished within the grace, and puts back what is not."""
+        self._stop.set()
+        deadline = time.monotonic() + GRACE_S
+        while any(thread.is_alive() for thread in probers) and self._trouble is None and time.monotonic() < deadline:
+            self._step(_TICK_S)
+            tick("stopping")
+        for worker in self._workers:
+            worker.stop()
+        for thread in probers:
+            thread.join(5)
+        while self._trouble is None and not self._done.empty():
+            self._keep(self._done.get_nowait())
+        for claim in list(self._claims.values()):
+            self._journal.release(claim.repo, claim.revision)
+            self._fetcher.leave(claim)
+        if self._signal is None and self._trouble is None:
+            self._writer.finish()
+        elif self._trouble is None:
+            self._writer.snapshot(force=False)
+
+    def _close(self) -> None:
+        self._stop.set()
+        for worker in self._workers:
+            worker.close()
+        self._nursery.close()
+        self._downloads.close()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM ends the crawl in good order, the second at once."""
+
+        def first(number: int, _frame: FrameType | None) -> None:
+            if self._signal is not None:
+                os._exit(128 + number)  # the nursery and its children end with us
+            self._signal = number
+            self._stop.set()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
+        # A connection that a server or a child has closed must be an error in a thread, not the end of the daemon.
+        before[signal.SIGPIPE] = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # --- the threads
+
+    def _guarded(self, run: Callable[..., None], *arguments: object) -> None:
+        try:
+            run(*arguments)
+        except BaseException as error:
+            if self._trouble is None:
+                self._trouble = error
+            self._stop.set()
+
+    def _list(self) -> None:
+        self._lister.run(self._stop, lambda repo, detail: self._put(_Gone(repo, detail)))
+
+    def _fetch(self) -> None:
+        while not self._stop.is_set():
+            pause_s = self._pause_until - time.monotonic()
+            claim = None if pause_s > 0 else self._claim()
+            if claim is None:
+                self._stop.wait(min(max(pause_s, 0.0), _IDLE_S) or _IDLE_S)
+                continue
+            self._watch.started("fetch", claim.repo)
+            started = time.perf_counter()
+            item: Fetched | KnownWeights | _Troubled | None
+            try:
+                item = self._fetcher.fetch(claim)
+            except FetchStopped:
+                return
+            except ModelError as error:
+                item = _Troubled(claim, error)
+                if error.retry_after_s:
+                    # The Hub asks everyone to wait who comes from here, not the one request.
+                    self._pause_until = time.monotonic() + min(error.retry_after_s, _LONGEST_PAUSE_S)
+            finally:
+                self._watch.ended("fetch", claim.repo, time.perf_counter() - started)
+            if item is None:
+                self._fetcher.leave(claim)
+            elif isinstance(item, Fetched):
+                self._hand_on(item)
+            else:
+                self._put(item)
+
+    def _claim(self) -> Claim | None:
+        waited = self._in_hand.next()
+        if waited is not None:
+            return waited
+        with self._claiming:
+            if self._options.limit is not None and self._claimed >= self._options.limit:
+                return None
+            claim = self._journal.claim()
+            if claim is not None:
+                self._claims[(claim.repo, claim.revision)] = claim
+                self._claimed += 1
+            return claim
+
+    def _hand_on(self, fetched: Fetched) -> None:
+        while not self._stop.is_set():
+            try:
+                self._ready.put(fetched, timeout=_IDLE_S)
+            except queue.Full:
+                continue
+            return
+
+    def _put(self, item: tuple[Fetched, Probed] | KnownWeights | _Troubled | _Gone) -> None:
+        while self._trouble is None:
+            try:
+                self._done.put(item, timeout=_IDLE_S)
+            except queue.Full:
+                continue
+            return
+
+    def _probe(self, worker: Worker) -> None:
+        # Here, so that models are listed and fetched while it imports its libraries.
+        with suppress(CancelledError):
+            self._nursery.start(self._stop.is_set)
+        told = False
+        born = 0
+        while not self._stop.is_set():
+            try:
+                fetched = self._ready.get(timeout=_IDLE_S)
+            except queue.Empty:
+                continue
+            claim = fetched.claim
+            self._journal.probing(claim.repo, claim.revision)
+            stage = InProcess(self._watch, claim.repo)
+            try:
+                probed = worker.probe(fetched.repository, stage.enter)
+            except WorkerStopped:
+                return
+            except ModelError as error:
+                stage.fail()
+                self._put(_Troubled(claim, error, fetched.identity))
+                continue
+            finally:
+                for _ in range(worker.children - born):
+                    self._watch.child_born()
+                born = worker.children
+                if not told and worker.protection:
+                    told = True
+                    log.event("models run", within=", ".join(worker.protection), without=", ".join(worker.missing))
+            stage.end(probed.seconds)
+            self._put((fetched, probed))

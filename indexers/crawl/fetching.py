@@ -1,0 +1,237 @@
+"""Fetching: the files of one claimed model, unless the index has its weights already under another name."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.errors import ModelRefusedError, Reason
+from indexers import folders, hub
+from indexers.crawl.downloads import Downloads
+from indexers.crawl.journal import Claim, Journal
+from indexers.identity import identity_of
+from indexers.loaders.base import Repository
+from indexers.loaders.layout import CONFIG, PREPROCESSOR_CONFIGS, read_json, weights_in
+
+_BOOKKEEPING_BYTES = 2**16
+"""What links, locks and references of one model's cache folder take beside its files."""
+
+
+@dataclass(frozen=True)
+class FetchOptions:
+    """Limits of fetching.
+
+    Attributes:
+        max_size_bytes: Larger repositories are refused before anything is downloaded.
+        allow_pickle: Weights may be pickles where there is nothing else.
+        timeout_s: Longest time for the files of one model.
+        keep_files: Leave downloaded files where they are.
+    """
+
+    max_size_bytes: int
+    allow_pickle: bool = False
+    timeout_s: float = 3600.0
+    keep_files: bool = False
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A model whose files are here.
+
+    Attributes:
+        claim: What the journal handed out.
+        repository: Where its files are.
+        identity: Of its weights and configs; None where nothing vouches for them.
+        size_bytes: That were fetched, 0 for a local folder.
+        seconds: That it took.
+    """
+
+    claim: Claim
+    repository: Repository
+    identity: str | None
+    size_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """A model whose weights the index has under another name.
+
+    Attributes:
+        claim: What the journal handed out.
+        original: Repository and revision of the other.
+        found: What the Hub states about it.
+        identity: Of both.
+    """
+
+    claim: Claim
+    original: tuple[str, str]
+    found: Repository
+    identity: str
+
+
+class FetchStopped(Exception):
+    """The crawl ends; the model is for another run."""
+
+
+@dataclass
+class InHand:
+    """Identities that are being fetched or probed, and who waits for what becomes of them."""
+
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _waiting: dict[str, list[Claim]] = field(default_factory=dict)
+    _again: deque[Claim] = field(default_factory=deque)
+
+    def take(self, identity: str, claim: Claim) -> bool:
+        """Whether the identity is this claim's to go on with; else the claim waits for the one that has it."""
+        with self._lock:
+            if identity not in self._waiting:
+                self._waiting[identity] = []
+                return True
+            self._waiting[identity].append(claim)
+            return False
+
+    def give_back(self, identity: str | None) -> None:
+        """What had the identity is stored or has failed: those that waited go on."""
+        with self._lock:
+            self._again.extend(self._waiting.pop(identity, []) if identity is not None else [])
+
+    def next(self) -> Claim | None:
+        """A claim that need no longer wait."""
+        with self._lock:
+            return self._again.popleft() if self._again else None
+
+
+class Fetcher:
+    """Brings models to this disk; called by several threads.
+
+    Args:
+        journal: Told what was fetched, asked for identical weights.
+        downloads: Where files go.
+        options: Limits.
+        in_hand: Shared by all that fetch and store.
+        stop: Set when the crawl ends.
+        fetched_bytes: Called with the bytes of each download.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        downloads: Downloads,
+        options: FetchOptions,
+        in_hand: InHand,
+        stop: threading.Event,
+        fetched_bytes: Callable[[int], None],
+    ) -> None:
+        self._journal = journal
+        self._downloads = downloads
+        self._options = options
+        self._in_hand = in_hand
+        self._stop = stop
+        self._fetched_bytes = fetched_bytes
+
+    def fetch(self, claim: Claim) -> Fetched | KnownWeights | None:
+        """Fetches one model.
+
+        Args:
+            claim: As the journal handed it out.
+
+        Returns:
+            The model, or whose copy it is; None if it has to wait for one with the same weights.
+
+        Raises:
+            FetchStopped: The crawl ends.
+            ModelError: It is refused or could not be fetched.
+            StoreError: Downloads cannot be written.
+        """
+        started = time.perf_counter()
+        got = self._from_folder(claim, claim.folder) if claim.folder is not None else self._from_hub(claim)
+        if not isinstance(got, tuple):
+            return got
+        repository, identity, size_bytes = got
+        seconds = time.perf_counter() - started
+        self._journal.fetched(claim.repo, claim.revision, size_bytes=size_bytes, weights=identity, seconds=seconds)
+        return Fetched(claim, repository, identity, size_bytes, seconds)
+
+    def forget(self, claim: Claim) -> None:
+        """Removes what was downloaded for a model."""
+        if claim.folder is None and not self._options.keep_files:
+            self._downloads.remove(Downloads.name(claim.repo, claim.revision))
+
+    def leave(self, claim: Claim) -> None:
+        """Leaves what was downloaded for another try, if there is room."""
+        self._downloads.keep(Downloads.name(claim.repo, claim.revision))
+
+    def _from_folder(self, claim: Claim, folder: Path) -> tuple[Repository, str | None, int] | KnownWeights | None:
+        options = self._options
+        repository = folders.fetch(
+            claim.repo,
+            claim.revision,
+            folder,
+            max_size_bytes=options.max_size_bytes,
+            allow_pickle=options.allow_pickle,
+        )
+        weights = weights_in(folder, allow_pickle=options.allow_pickle)
+        small = {name: (folder / name).read_bytes() for name in PREPROCESSOR_CONFIGS if (folder / name).is_file()}
+        digests = [hub.sha256_of(folder / name) for name in weights.files]
+        identity = identity_of(read_json(folder / CONFIG), small, digests)
+        settled = self._settle(claim, identity, repository)
+        return (repository, identity, 0) if settled is True else settled or None
+
+    def _from_hub(self, claim: Claim) -> tuple[Repository, str | None, int] | KnownWeights | None:
+        options, name = self._options, Downloads.name(claim.repo, claim.revision)
+        found = hub.survey(claim.repo, claim.revision, waits_s=())
+        most = found.most_bytes(allow_pickle=options.allow_pickle) + _BOOKKEEPING_BYTES
+        if not self._downloads.fits(most):
+            raise ModelRefusedError(
+                Reason.TOO_LARGE,
+                f"{most / 1e9:.3g} GB of files do not fit the space for downloads (--cache-size)",
+                claim.repo,
+                claim.revision,
+            )
+        cache = self._downloads.reserve(name, most, self._stop)
+        if cache is None:
+            raise FetchStopped
+        deadline = time.monotonic() + options.timeout_s
+
+        def watch(_here: int, _total: int) -> None:
+            if self._stop.is_set():
+                raise FetchStopped
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"its files took longer than {options.timeout_s:g} s (--fetch-timeout)")
+
+        plan = hub.settle(
+            found,
+            max_size_bytes=options.max_size_bytes,
+            allow_pickle=options.allow_pickle,
+            cache=cache,
+            waits_s=(),
+        )
+        place = Repository(claim.repo, claim.revision, plan.folder, found.metadata)
+        settled = self._settle(claim, plan.identity, place)
+        if settled is not True:
+            return settled or None
+        try:
+            repository = hub.download(plan, cache=cache, progress=watch, waits_s=())
+        except BaseException:
+            self._in_hand.give_back(plan.identity)
+            raise
+        size_bytes = plan.size_bytes
+        self._fetched_bytes(size_bytes)
+        return repository, plan.identity, size_bytes
+
+    def _settle(self, claim: Claim, identity: str | None, found: Repository) -> KnownWeights | bool:
+        """Whether the weights are wanted: True, whose copy they are, or False to wait."""
+        if identity is None:
+            return True
+        if not self._in_hand.take(identity, claim):
+            return False
+        original = self._journal.with_weights(identity)
+        if original is None or original[0] == claim.repo:
+            return True
+        self._in_hand.give_back(identity)
+        return KnownWeights(claim, original, found, identity)
