@@ -298,6 +298,11 @@ class IndexWriter:
         self._due = time.monotonic() + (time.monotonic() - started) / _SNAPSHOT_SHARE
         return snapshot
 
+    @property
+    def dirty(self) -> bool:
+        """Whether something has changed since the last snapshot."""
+        return self._dirty
+
     def set_background(self, background: Background, source: str) -> None:
         """Changes what outputs are calibrated against; ``recalibrate`` and ``snapshot`` make it take effect."""
         write_background(self.index.folder, background)

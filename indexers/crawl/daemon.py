@@ -9,6 +9,7 @@ Whatever a model does happens in a child of the probing threads' nursery; whatev
 
 from __future__ import annotations
 
+import hashlib
 import os
 import queue
 import signal
@@ -141,7 +142,9 @@ class Daemon:
         self._downloads = Downloads(self._folder / "downloads", options.downloads_bytes, wanted)
         self._fetcher = Fetcher(journal, self._downloads, fetching, self._in_hand, self._stop, watch.fetched)
         self._lister = Lister(journal, source, filters, options.follow, options.interval_s, options.full_every_s, watch)
-        self._nursery = Nursery(setup, limits, setup.cache / f"scratch-{os.getpid()}", preload=preload)
+        # Of this index alone, so that the next crawl finds and removes what a killed one has left.
+        own = hashlib.sha256(str(writer.index.folder.resolve()).encode()).hexdigest()[:16]
+        self._nursery = Nursery(setup, limits, setup.cache / f"scratch-{own}", preload=preload)
         self._workers = [Worker(self._nursery) for _ in range(options.workers)]
         self._gauges_due = self._prune_due = 0.0
 
@@ -274,8 +277,8 @@ class Daemon:
             self._fetcher.leave(claim)
         if self._signal is None and self._trouble is None:
             self._writer.finish()
-        elif self._trouble is None:
-            self._writer.snapshot(force=False)
+        elif self._trouble is None and self._writer.dirty:
+            self._writer.snapshot()  # without optimising the store, which can take longer than a signal waits
 
     def _close(self) -> None:
         self._stop.set()

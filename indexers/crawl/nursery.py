@@ -32,6 +32,9 @@ from indexers.crawl.scratch import remove
 START_S = 600.0
 """Importing torch and hashing the probes takes seconds; from a cold network disk it can take minutes."""
 
+STARTS = 3
+"""So many times a nursery may end without a word before it is ready."""
+
 _ANSWER_S = 30.0
 _POLL_S = 0.1
 _MAX_LINE = 2**16
@@ -178,10 +181,30 @@ class Nursery:
     def _start(self, cancelled: Callable[[], bool]) -> None:
         if self._process is not None and self._process.poll() is None and self._socket is not None:
             return
-        self._end()
         started = time.perf_counter()
         if not self.generation:
             self._tidy()
+        for attempt in range(1, STARTS + 1):
+            self._end()
+            self._spawn()
+            try:
+                answer = self._ask(self._first_question(), cancelled, timeout_s=START_S)
+                break
+            except NurseryError as error:
+                # It may have been killed as it started, by one who is short of memory for instance.
+                if attempt == STARTS:
+                    raise HubhoundError(f"the process that loads models could not start: {error}") from error
+            except HubhoundError:
+                self._end()
+                raise
+        self.probes, self.fingerprint = int(answer["probes"]), str(answer["fingerprint"])
+        self.start_s = time.perf_counter() - started
+
+    def _first_question(self) -> dict[str, object]:
+        setup = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self.setup).items()}
+        return {"setup": setup, "limits": asdict(self.limits), "preload": self._preload}
+
+    def _spawn(self) -> None:
         home = self.scratch / _HOME
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         ours, theirs = socket.socketpair()
@@ -198,17 +221,6 @@ class Nursery:
                 start_new_session=True,
             )
         self.generation += 1
-        setup = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self.setup).items()}
-        first = {"setup": setup, "limits": asdict(self.limits), "preload": self._preload}
-        try:
-            answer = self._ask(first, cancelled, timeout_s=START_S)
-        except NurseryError as error:
-            raise HubhoundError(f"the process that loads models could not start: {error}") from error
-        except HubhoundError:
-            self._end()
-            raise
-        self.probes, self.fingerprint = int(answer["probes"]), str(answer["fingerprint"])
-        self.start_s = time.perf_counter() - started
 
     def _ask(
         self,
@@ -317,17 +329,15 @@ class _Program:
 
     def _import(self, preload: str | None) -> None:
         import importlib
-        import importlib.util
 
         import torch
 
         from engine.throughput import pick_device
 
         importlib.import_module("indexers.crawl.child")
-        for loader in ("timm_loader", "transformers_loader", "onnx_loader"):
-            if importlib.util.find_spec(f"indexers.loaders.{loader}"):
-                with contextlib.suppress(ModuleNotFoundError):  # onnxruntime is an extra
-                    importlib.import_module(f"indexers.loaders.{loader}")
+        # Not that of ONNX: its runtime starts a thread when it is imported, and it is imported in no time.
+        for loader in ("timm_loader", "transformers_loader"):
+            importlib.import_module(f"indexers.loaders.{loader}")
         if preload:
             importlib.import_module(preload)
         if not self._setup.on_gpu:

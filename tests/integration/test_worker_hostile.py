@@ -145,8 +145,8 @@ def test_a_model_that_never_returns(worker: Worker, place: Path) -> None:
     assert worker.children == 4
 
 
-@pytest.mark.parametrize("act", ["allocate", "allocate_list"])
-def test_a_model_that_allocates_50_gb_gets_none_of_it(worker: Worker, place: Path, act: str) -> None:
+@pytest.mark.parametrize("act", ["allocate", "allocate_list", "allocate_unused"])
+def test_a_model_that_allocates_too_much_gets_none_of_it(worker: Worker, place: Path, act: str) -> None:
     error = fails(worker, place, act)
     assert error.reason is Reason.OUT_OF_MEMORY, error
     works(worker, place)

@@ -75,6 +75,7 @@ class Crawl:
             return process.wait(timeout_s)
         finally:
             process.kill()
+            process.wait()
 
     def follow_until(self, done: Callable[[Journal], bool], *options: str, timeout_s: float = 300) -> int:
         """Follows the hub until the journal is as it should be, then asks the crawl to end; its exit status."""
@@ -85,6 +86,7 @@ class Crawl:
             return process.wait(60)
         finally:
             process.kill()
+            process.wait()
 
 
 def wait_for(
@@ -94,7 +96,7 @@ def wait_for(
     deadline = time.monotonic() + timeout_s
     while True:
         if (index / FILE).exists():
-            with Journal(index / FILE, read_only=True) as journal:
+            with suppress(InputError), Journal(index / FILE, read_only=True) as journal:  # it may be just being made
                 if done(journal):
                     return
         assert process is None or process.poll() is None, "the crawl has ended"
@@ -110,12 +112,9 @@ def settled(crowd: Crowd, revisions: Mapping[str, str]) -> Callable[[Journal], b
         if any(counts[state] for state in (State.LISTED, State.FETCHING, State.FETCHED, State.PROBING)):
             return False
         live = {
-            (row.repo, row.revision)
-            for repo in {*crowd.expected}
-            for row in journal.rows(repo)
-            if row.state is not State.GONE
+            (repo, row.revision) for repo in crowd.good for row in journal.rows(repo) if row.state is not State.GONE
         }
-        return live >= set(revisions.items()) and counts[State.STORED] == len(crowd.good)
+        return live == {(repo, revisions[repo]) for repo in crowd.good} and counts[State.STORED] == len(crowd.good)
 
     return done
 

@@ -128,6 +128,13 @@ def allocate(_: Repository) -> None:
     kept.append(torch.empty(50 * 10**9, dtype=torch.uint8))
 
 
+def allocate_unused(_: Repository) -> None:
+    """More than its limit, and little enough that the machine would grant it."""
+    import torch
+
+    kept.append(torch.empty(3 * 10**9, dtype=torch.uint8))
+
+
 def allocate_list(_: Repository) -> None:
     kept.append(bytearray(50 * 10**9))
 

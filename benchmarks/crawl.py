@@ -1,0 +1,618 @@
+"""The crawl as a whole: what its pipeline hides, what it costs itself, what it loses when it is killed.
+
+    python benchmarks/crawl.py [--small] [--only overlap|overhead|kills|memory|search ...] [--folder DIR]
+
+The real command ``hubhound crawl`` runs against a hub on loopback that serves tiny real models over HTTP. Prints for
+people first and, as its last line, one JSON object.
+
+*overlap*: 50 models of a hub that lets every request wait 300 ms. The peer is a crawler that does one thing after the
+other: it would take the sum of all stages' seconds (fetch, load, decode, probe, store; the listing is not counted).
+What the pipeline saves is sum - wall, and the only stage long enough to be hidden behind others is the fetch, so
+
+    hidden_fetch = (sum of all stages - wall) / seconds of fetching, at most 1
+
+where wall is that of the whole command, from its start to its exit. That is the strictest reading: importing Python's
+and torch's libraries is in the wall and in none of the stages, so it counts as fetch time that was not hidden.
+``hidden_fetch_from_listing`` takes the wall from the first listing to the last stored model; the model process still
+starts within it. ``hidden_fetch_start_as_stage`` is that with this start (from the birth of the process that imports
+torch to the first model it is given) counted as one more stage, which a crawler that does one thing after the other
+would have to wait for, too. Physical limit: no crawl can take less than its fetching divided among its fetchers, nor
+less than its one model process starts and works; ``wall_to_limit`` is the wall since the listing over the larger one.
+
+*overhead*: 200 models without latency, the wall from the first stored model to the last, without the time in which the
+model process was loading, decoding or probing, per model. It is split, from the journal's moments, into the model
+process waiting for a fetched model and the rest: handing over, the messages there and back, checks, transactions, and
+waiting for the store, which otherwise writes in another thread while the next model is probed.
+
+*kills*: a crowd of good models, copies and bad ones, with faults on 5 % of the requests, crawled once in peace and once
+killed with SIGKILL again and again (parent, child, both in turn), begun again each time. ``lost``: the journal says
+stored and the index does not have it. ``probed_twice``: probed again although the journal said stored.
+
+*memory*: resident memory and open files of the parent during the crawl in peace, and what it leaves behind.
+
+*search*: another process searches while the crawl in peace writes, and the finished index afterwards; half of the
+searches open the index anew, as a command does, half use a searcher that is kept for a while, as a service does. An
+answer is right if it is what the finished index answers when only the models of the generation that was read are left
+in its complete ranking, to the last digit, and model, revision and label of every hit are as the hub has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import psutil
+
+from engine.distance import check_method
+from engine.index import Index
+from engine.scan import exact_margins
+from engine.schema import ModelState
+from indexers.crawl.journal import FILE, Journal
+from indexers.crawl.journal_report import Event
+from indexers.crawl.records import State
+from query.request import SearchRequest
+from query.search import Searcher
+from tests.support import crawling
+from tests.support.hub_crowd import Crowd, build_crowd
+from tests.support.hub_server import HubServer
+from tests.support.small_index import encode, make_index
+
+PARTS = ("overlap", "overhead", "kills", "memory", "search")
+STAGES = ("fetch", "load", "decode", "probe", "store")
+WORK = ("load", "decode", "probe")
+FETCHERS, WORKERS = 8, 1
+LATENCY_S, FAULTS, LOOK_S = 0.3, 0.05, 0.05
+K, RENEW, PAUSE_S, REST_PAUSE_S = 10, 25, 0.25, 0.1
+FINISHED = frozenset({State.STORED, State.REFUSED, State.FAILED})
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything.
+
+    Attributes:
+        overlap: Models crawled with latency.
+        overhead: Models crawled without.
+        crowd: Good ones, copies and bad ones.
+        kills: Of the crawl of the crowd.
+        pause_s: Between two kills, once there is work in hand.
+        early: After so many finished models memory is taken for the first time.
+        rest: Searches at rest, of each way.
+        look_s: Seconds between two looks at the parent of a crawl of the crowd.
+    """
+
+    overlap: int = 50
+    overhead: int = 200
+    crowd: tuple[int, int, int] = (880, 20, 100)
+    kills: int = 30
+    pause_s: tuple[float, float] = (0.5, 6.0)
+    early: int = 100
+    rest: int = 400
+    look_s: float = 1.0
+
+
+SMALL = Size(overlap=16, overhead=30, crowd=(80, 4, 16), kills=5, pause_s=(0.2, 1.5), early=20, rest=60, look_s=0.25)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="16, 30 and 100 models, 5 kills")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts")
+    parser.add_argument("--folder", type=Path, help="where to work (a temporary folder)")
+    parser.add_argument("--search", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.search:
+        search_until_told(options.search)
+        return
+    # The models are tiny: more threads than one in the model process only take the daemon's core away.
+    threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
+    size = SMALL if options.small else Size()
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before, OMP_NUM_THREADS={threads}", flush=True)
+    figures: dict[str, Any] = {"cores": os.cpu_count(), "omp_num_threads": int(threads)}
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="hubhound-crawl-") as folder, no_orphans():
+        work = Path(folder)
+        if "overlap" in options.only:
+            figures |= overlap(work / "overlap", size)
+        if "overhead" in options.only:
+            figures |= overhead(work / "overhead", size)
+        if {"kills", "memory", "search"} & {*options.only}:
+            figures |= crowded(work / "crowded", size, options.only)
+    print(json.dumps(figures))
+
+
+@contextlib.contextmanager
+def no_orphans() -> Iterator[None]:
+    """Whatever happens, no process that was started here stays."""
+    try:
+        yield
+    finally:
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+
+
+@contextlib.contextmanager
+def a_hub(folder: Path, crowd: tuple[int, int, int], page: int = 100) -> Iterator[tuple[HubServer, Crowd]]:
+    """A hub with so many good models, copies and bad ones."""
+    good, copies, bad = crowd
+    made = build_crowd(folder / "hub", good, bad, seed=0, copies=copies)
+    with HubServer(made.root, page=page) as hub:
+        made.tell(hub)
+        yield hub, made
+
+
+def a_crawl(hub: HubServer, folder: Path, *options: str) -> crawling.Crawl:
+    """A crawl into a new index; all that it writes lies in the folder, its temporary files too."""
+    (folder / "tmp").mkdir(parents=True)
+    make_index(folder / "index")
+    return crawling.Crawl(
+        hub.url,
+        folder / "index",
+        folder / "cache",
+        options=("--log-format", "json", "--fetchers", str(FETCHERS), *options),
+        environment={"TMPDIR": str(folder / "tmp")},
+    )
+
+
+def left_by(crawl: crawling.Crawl) -> list[str]:
+    """What a crawl has left beside the index, its journal, the preprocessed probes and the Hub library's own folder."""
+    folder = crawl.index.parent
+    found = [path for path in (crawl.index / "crawl").iterdir() if not path.name.startswith("journal.sqlite")]
+    found = [path for path in found if path.is_file() or any(path.iterdir())]  # an empty folder for downloads may stay
+    found += [*(folder / "tmp").iterdir(), *crawl.cache.rglob("scratch-*")]
+    return sorted(str(path.relative_to(folder)) for path in found)
+
+
+@dataclass
+class Vitals(threading.Thread):
+    """Looks at a process from outside, again and again.
+
+    Attributes:
+        pid: The process.
+        every_s: Seconds between two looks.
+        rows: Each look: moment, resident bytes, those of them that are no files, open files, processor seconds.
+        born: When the process that imports torch was started, None while it was not.
+    """
+
+    pid: int
+    every_s: float = 1.0
+    rows: list[tuple[float, int, int, int, float]] = field(default_factory=list)
+    born: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__(daemon=True)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def run(self) -> None:
+        """Looks until the process has ended."""
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            while process.status() != psutil.STATUS_ZOMBIE:
+                if self.born is None and any("indexers.crawl.nursery" in c.cmdline() for c in process.children()):
+                    self.born = time.time()
+                memory, cpu = process.memory_info(), process.cpu_times()
+                row = (time.time(), memory.rss, memory.rss - memory.shared, process.num_fds(), cpu.user + cpu.system)
+                self.rows.append(row)
+                time.sleep(LOOK_S if self.born is None else self.every_s)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One crawl from its beginning to its end.
+
+    Attributes:
+        wall_s: Of the whole command.
+        report: What the command printed.
+        log: Its log's lines.
+        events: What the journal remembers, by time.
+        seconds: Of each stored model, by stage.
+        vitals: The parent's.
+    """
+
+    wall_s: float
+    report: Mapping[str, Any]
+    log: Sequence[Mapping[str, Any]]
+    events: Sequence[tuple[str, Event]]
+    seconds: Mapping[str, Mapping[str, float]]
+    vitals: Vitals
+
+    def moments(self, state: State) -> list[tuple[float, str]]:
+        """When models entered a state, the first time."""
+        first: dict[str, float] = {}
+        for repo, event in self.events:
+            if event.state is state:
+                first.setdefault(repo, event.at)
+        return sorted((at, repo) for repo, at in first.items())
+
+
+def run(crawl: crawling.Crawl, crowd: Crowd, every_s: float, at_end: Callable[[], None] = lambda: None) -> Run:
+    """Crawls in peace, and calls what has to follow at once."""
+    began = time.perf_counter()
+    process = crawl.start("--once")
+    vitals = Vitals(process.pid, every_s)
+    vitals.start()
+    status = process.wait()
+    wall_s = time.perf_counter() - began
+    vitals.join()
+    if not status:
+        at_end()
+    text = (crawl.index.parent / "crawl.log").read_text()
+    if status:
+        raise SystemExit(f"the crawl ended with status {status}:\n{text[-3000:]}")
+    log = [json.loads(line) for line in text.splitlines() if line.startswith('{"at"')]
+    report = json.JSONDecoder().raw_decode(text[("\n" + text).index("\n{\n") :])[0]
+    events = events_of(crawl.index, crowd)
+    with Journal(crawl.index / FILE, read_only=True) as journal:
+        rows = {repo: journal.rows(repo) for repo in crowd.good}
+    seconds = {repo: row.seconds for repo, found in rows.items() for row in found if row.state is State.STORED}
+    return Run(wall_s, report, log, events, seconds, vitals)
+
+
+def events_of(index: Path, crowd: Crowd) -> list[tuple[str, Event]]:
+    """Everything that happened to the models of a crowd, by time."""
+    with Journal(index / FILE, read_only=True) as journal:
+        found = [(repo, event) for repo in crowd.expected for event in journal.history(repo)]
+    return sorted(found, key=lambda item: item[1].at)
+
+
+def overlap(folder: Path, size: Size) -> dict[str, Any]:
+    """How much of the fetching the pipeline hides."""
+    with a_hub(folder, (size.overlap, 0, 0)) as (hub, crowd):
+        hub.latency_s = LATENCY_S
+        done = run(a_crawl(hub, folder, "--workers", str(WORKERS)), crowd, 0.25)
+        requests = len(hub.requests)
+    stages = {stage: done.report["stages"][stage]["seconds"] for stage in STAGES}
+    (listed,) = (line for line in done.log if line["event"] == "listed")
+    listing = datetime.fromisoformat(listed["at"]).timestamp() - listed["seconds"]
+    probing, fetched = done.moments(State.PROBING)[0][0], done.moments(State.FETCHED)[0][0]
+    # Where the first model came after the process was ready, its start cannot be told from waiting for that model.
+    start_s = probing - done.vitals.born if done.vitals.born and fetched < probing - 0.05 else 0.0
+    total, inner_s = sum(stages.values()), done.moments(State.STORED)[-1][0] - listing
+    limit_s = max(stages["fetch"] / FETCHERS, start_s + sum(stages[stage] for stage in WORK) / WORKERS)
+    hidden = {
+        "hidden_fetch": (total - done.wall_s) / stages["fetch"],
+        "hidden_fetch_from_listing": (total - inner_s) / stages["fetch"],
+        "hidden_fetch_start_as_stage": (total + start_s - inner_s) / stages["fetch"],
+    }
+    hidden = {name: round(min(1.0, share), 3) for name, share in hidden.items()}
+    print(f"\noverlap: {size.overlap} models, {LATENCY_S * 1e3:.0f} ms a request, {requests} requests")
+    print("  stages   " + ", ".join(f"{stage} {value:.1f}" for stage, value in stages.items()) + f": {total:.1f} s")
+    print(f"  wall     {done.wall_s:.1f} s the whole command, {inner_s:.1f} s from first listing to last stored")
+    print(f"           {start_s:.1f} s of it until the model process had started; the limit is {limit_s:.1f} s")
+    print(f"  hidden   {hidden['hidden_fetch']:.0%} of the fetching, the whole command counted against it")
+    print(f"           {hidden['hidden_fetch_from_listing']:.0%} from the first listing on")
+    print(f"           {hidden['hidden_fetch_start_as_stage']:.0%} likewise, the start of the model process as a stage")
+    walls = {"wall_s": done.wall_s, "wall_from_listing_s": inner_s, "model_process_start_s": start_s}
+    walls |= {"limit_s": limit_s, "wall_to_limit": inner_s / limit_s}
+    more = {name: round(value, 2) for name, value in walls.items()}
+    return hidden | {"overlap": {"models": size.overlap, "requests": requests, "stages_s": stages, **more}}
+
+
+def overhead(folder: Path, size: Size) -> dict[str, Any]:
+    """What the daemon itself takes per model."""
+    with a_hub(folder, (size.overhead, 0, 0)) as (hub, crowd):
+        done = run(a_crawl(hub, folder, "--workers", str(WORKERS)), crowd, 0.25)
+    stored, probing = done.moments(State.STORED), done.moments(State.PROBING)
+    fetched = {repo: at for at, repo in done.moments(State.FETCHED)}
+    busy = {repo: sum(seconds[stage] for stage in WORK) for repo, seconds in done.seconds.items()}
+    count, wall_s = len(stored) - 1, stored[-1][0] - stored[0][0]
+    work_s = sum(busy[repo] for _, repo in stored[1:])
+    waiting_s = other_s = 0.0
+    for (at, repo), (then, following) in itertools.pairwise(probing[1:]):
+        idle = then - at - busy[repo]
+        for_fetch = min(max(0.0, fetched[following] - at - busy[repo]), max(0.0, idle))
+        waiting_s, other_s = waiting_s + for_fetch, other_s + idle - for_fetch
+    looks = [row for row in done.vitals.rows if stored[0][0] <= row[0] <= stored[-1][0]]
+    mean_ms = {stage: np.mean([s[stage] for s in done.seconds.values()]) * 1e3 for stage in STAGES}
+    cpu_ms = (looks[-1][4] - looks[0][4]) / (looks[-1][0] - looks[0][0]) * wall_s / count * 1e3
+    found = {
+        "overhead_ms_per_model": (wall_s - work_s) / count * 1e3,
+        "waiting_for_fetched_ms": waiting_s / count * 1e3,
+        "handing_over_ms": other_s / count * 1e3,
+        "parent_cpu_ms_per_model": cpu_ms,
+        "work_ms_per_model": work_s / count * 1e3,
+        "wall_ms_per_model": wall_s / count * 1e3,
+    }
+    found = {name: round(value, 1) for name, value in found.items()}
+    print(f"\noverhead: {len(stored)} models without latency, {found['wall_ms_per_model']} ms each")
+    print(f"  {found['work_ms_per_model']:8} ms the model process at work")
+    print(f"  {found['overhead_ms_per_model']:8} ms the daemon: the model process had nothing to do")
+    print(f"  {found['waiting_for_fetched_ms']:8} ms of it no model was fetched yet")
+    print(f"  {found['handing_over_ms']:8} ms of it handing over: messages, checks, transactions, the store's turn")
+    print(f"  {mean_ms['store']:8.1f} ms writing to the index, in a thread beside it")
+    print(f"  {mean_ms['fetch']:8.1f} ms fetching, in {FETCHERS} threads beside it")
+    print(f"  {found['parent_cpu_ms_per_model']:8} ms of processor time of the parent for all of this")
+    rounded = {stage: round(float(value), 1) for stage, value in mean_ms.items()}
+    return {"overhead_ms_per_model": found.pop("overhead_ms_per_model"), "overhead": {**found, "stages_ms": rounded}}
+
+
+def crowded(folder: Path, size: Size, parts: Sequence[str]) -> dict[str, Any]:
+    """One crawl of a crowd in peace, for all parts that need one, and the parts."""
+    figures: dict[str, Any] = {}
+    with a_hub(folder, size.crowd) as (hub, crowd):
+        hub.random_faults(FAULTS, seed=1)
+        truth = {repo: hub.commit_of(repo) for repo in crowd.expected if crowd.folder(repo).exists()}
+        calm = a_crawl(hub, folder / "calm", *crawling.QUICK)
+        with contextlib.ExitStack() as stack:
+            searching = stack.enter_context(Searching(calm.index, crowd, truth, size)) if "search" in parts else None
+            done = run(calm, crowd, size.look_s, searching.rest if searching else lambda: None)
+        wrong = crawling.mistakes(calm.index, crowd, truth)
+        print(f"\na crowd of {len(crowd.expected)} models, {FAULTS:.0%} of the requests fail: {done.wall_s:.0f} s")
+        print(f"  {len(wrong)} mistakes, {len(crowd.canaries)} files made by models' code")
+        print_some(wrong)
+        figures["calm"] = {"wall_s": round(done.wall_s, 1), "mistakes": len(wrong), "models": len(crowd.expected)}
+        figures["calm"]["canaries"] = len(crowd.canaries)
+        if "memory" in parts:
+            figures |= memory(done, calm, size)
+        if searching is not None:
+            figures |= searching.figures()
+        if "kills" in parts:
+            figures |= kills(hub, folder / "killed", crowd, truth, calm, size)
+    return figures
+
+
+def print_some(lines: Sequence[str]) -> None:
+    """Prints the first of what should not be there."""
+    print(*(f"    {line}\n" for line in lines[:20]), sep="", end="")
+
+
+def memory(done: Run, crawl: crawling.Crawl, size: Size) -> dict[str, Any]:
+    """Whether the parent stays as small as it was."""
+    finished = [event.at for _, event in done.events if event.state in FINISHED]
+    print(f"\nmemory of the parent, {len(done.vitals.rows)} looks")
+    found: dict[str, Any] = {}
+    for name, number in (("early", size.early), ("half", len(finished) // 2), ("end", len(finished))):
+        row = next((row for row in done.vitals.rows if row[0] >= finished[number - 1]), done.vitals.rows[-1])
+        found[name] = {"models": number, "rss_mb": mb(row[1]), "own_mb": mb(row[2]), "fds": row[3]}
+        print(f"  {number:5} models {mb(row[1]):8} MB resident, {mb(row[2])} MB without files, {row[3]} open files")
+    found["peak_rss_mb"] = mb(max(row[1] for row in done.vitals.rows))
+    found["most_fds"] = max(row[3] for row in done.vitals.rows)
+    found["left"] = left_by(crawl)
+    found["growth_mb"] = round(found["end"]["rss_mb"] - found["early"]["rss_mb"], 1)
+    found["own_growth_mb"] = round(found["end"]["own_mb"] - found["early"]["own_mb"], 1)
+    print(f"  at most {found['peak_rss_mb']} MB and {found['most_fds']} open files; left behind: {found['left']}")
+    return {"memory": found}
+
+
+def mb(size_bytes: int) -> float:
+    """Megabytes."""
+    return round(size_bytes / 1e6, 1)
+
+
+def kills(
+    hub: HubServer, folder: Path, crowd: Crowd, truth: Mapping[str, str], calm: crawling.Crawl, size: Size
+) -> dict[str, Any]:
+    """The same crawl, killed again and again."""
+    # Each kill costs the models in hand one of their tries.
+    crawl = a_crawl(hub, folder, "--retry-wait", "0.05s", "--retries", "60")
+    began = time.perf_counter()
+    try:
+        killed = crawling.crawl_with_kills(crawl, size.kills, seed=2, pause_s=size.pause_s)
+    except BaseException:
+        print((folder / "crawl.log").read_text()[-3000:], file=sys.stderr)
+        raise
+    wall_s = time.perf_counter() - began
+    events = events_of(crawl.index, crowd)
+    said = {(repo, event.revision) for repo, event in events if event.state is State.STORED}
+    said -= {(repo, event.revision) for repo, event in events if event.state is State.GONE}
+    has = {
+        (model.repo, model.revision)
+        for model in crawling.models_of(crawl.index).values()
+        if model.state in {ModelState.INDEXED, ModelState.COPY}
+    }
+    past = crawling.history(crawl.index)
+    probed = len({(repo, event.revision) for repo, event in events if event.state is State.PROBING})
+    wrong = crawling.mistakes(crawl.index, crowd, truth)
+    same = crawling.same_hits(crawling.hits(crawl.index, crowd), crawling.hits(calm.index, crowd))
+    found = {
+        "kills": dict(Counter(killed)),
+        "wall_s": round(wall_s, 1),
+        "mistakes": len(wrong),
+        "same_hits": same,
+        "canaries": len(crowd.canaries),
+        "probings": past.probings,
+        "probings_cut_short": past.probings - probed,
+        "left": left_by(crawl),
+    }
+    lost = sorted(said - has)
+    print(f"\nkills: {len(killed)} of {size.kills} ({', '.join(f'{n} {what}' for what, n in found['kills'].items())})")
+    print(f"  {len(lost)} lost, {len(past.probed_again)} probed twice, {len(wrong)} mistakes")
+    print_some([*map(str, lost), *past.probed_again, *wrong])
+    print(f"  hits {'are those' if same else 'DIFFER from those'} of the crawl in peace; {wall_s:.0f} s")
+    print(f"  {past.probings} probings, {found['probings_cut_short']} of them cut short; left behind: {found['left']}")
+    return {"lost": len(lost), "probed_twice": len(past.probed_again), "kills": found}
+
+
+class Searching:
+    """The process that searches, as the crawl's side sees it; use it as a context manager.
+
+    Args:
+        index: Folder of the index.
+        crowd: What the hub holds.
+        truth: Commits by repository.
+        size: How often it is to search at rest.
+    """
+
+    def __init__(self, index: Path, crowd: Crowd, truth: Mapping[str, str], size: Size) -> None:
+        self._size, self._said = size, ""
+        known = {repo: [truth[repo], crowd.expected[repo].labels] for repo in crowd.good}
+        (index.parent / "truth.json").write_text(json.dumps(known))
+        self._command = [sys.executable, __file__, "--search", str(index)]
+
+    def __enter__(self) -> Searching:
+        self._process = subprocess.Popen(self._command, stdin=-1, stdout=-1, text=True)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def rest(self) -> None:
+        """Has the finished index searched as well, and waits for that."""
+        self._said, _ = self._process.communicate(f"{self._size.rest}\n")
+
+    def figures(self) -> dict[str, Any]:
+        """Prints what came out."""
+        found = json.loads(self._said.splitlines()[-1])
+        print(f"\nsearch: {found['answers']} answers while the crawl wrote, from {found['generations']} generations")
+        for when, ways in found["ms"].items():
+            for way, ms in ways.items():
+                shown = f"median {ms['median']:7} ms, p99 {ms['p99']:7} ms, {ms['searches']} searches"
+                print(f"  {when:28} {way:7} {shown} of {ms['outputs']} outputs")
+        print(f"  {found['errors']} errors, {found['wrong']} wrong answers")
+        print_some(found["examples"])
+        return {"search": found}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One search: how, of which generation, in how long, and what came out."""
+
+    way: str
+    concept: str
+    generation: int
+    outputs: int
+    seconds: float
+    hits: tuple[tuple[str, str, int, str | None, float], ...]
+
+
+class Asker:
+    """Asks an index one concept after another, in three ways.
+
+    Attributes:
+        done: What was asked.
+        models: Those of every generation that was read.
+        errors: What went wrong.
+    """
+
+    def __init__(self, index: Path) -> None:
+        self._index = index
+        self.done: list[Asked] = []
+        self.models: dict[int, frozenset[tuple[str, str]]] = {}
+        self.errors: list[str] = []
+        self._first = self._kept = self._open()
+
+    def _open(self) -> Searcher:
+        return Searcher(Index(self._index), encode)
+
+    def turn(self, number: int) -> None:
+        """One search with the index opened anew, one with a kept searcher, sometimes one with the oldest of all."""
+        concept = crawling.CONCEPTS[number % len(crawling.CONCEPTS)]
+        try:
+            if number % RENEW == 0:
+                self._kept = self._open()
+            self._ask("opened", concept, None)
+            self._ask("kept", concept, self._kept)
+            if number % RENEW == RENEW - 1:  # its generation's files are long gone
+                self._ask("oldest", concept, self._first)
+        except Exception as error:
+            self.errors.append(f"{type(error).__name__}: {error}")
+
+    def _ask(self, way: str, concept: str, searcher: Searcher | None) -> None:
+        began = time.perf_counter()
+        searcher = searcher or self._open()
+        (result,) = searcher.search(SearchRequest((concept,), K)).results
+        seconds = time.perf_counter() - began
+        snapshot = searcher.snapshot
+        self.models[snapshot.number] = frozenset((model.repo, model.revision) for model in snapshot.models)
+        hits = tuple((hit.model, hit.revision, hit.output, hit.label, hit.margin) for hit in result.hits)
+        self.done.append(Asked(way, concept, snapshot.number, len(snapshot), seconds, hits))
+
+    def wrong(self, truth: Mapping[str, tuple[str, Sequence[str]]]) -> list[str]:
+        """Answers that are not what the finished index says about the models that were there."""
+        index = Index(self._index)
+        searcher = Searcher(index, encode)
+        snapshot, method = searcher.snapshot, check_method(index.manifest.method)
+        rows, found = np.arange(len(snapshot)), []
+        owners = [(m.repo, m.revision) for m in snapshot.models for _ in range(m.outputs)]
+        for concept in crawling.CONCEPTS:
+            (question,) = searcher.ask(SearchRequest((concept,), K))
+            margin = exact_margins(snapshot.arrays, rows, question.concepts, 0, method)
+            ranking = np.argsort(-margin, kind="stable").tolist()
+            for generation in {asked.generation for asked in self.done if asked.concept == concept}:
+                there = self.models[generation]
+                best = [row for row in ranking if owners[row] in there][:K]
+                expected = tuple(
+                    (*owners[row], int(snapshot.output[row]), snapshot.label_of(row), round(float(margin[row]), 6))
+                    for row in best
+                )
+                for asked in self.done:
+                    if (asked.concept, asked.generation) != (concept, generation):
+                        continue
+                    unknown = [h for h in asked.hits if h[0] not in truth or h[1] != truth[h[0]][0]]
+                    if asked.hits != expected or unknown or any(h[3] != truth[h[0]][1][h[2]] for h in asked.hits):
+                        found.append(f"{asked.way}, {concept}, generation {generation}: {asked.hits[:2]}")
+        return found
+
+
+def search_until_told(index: Path) -> None:
+    """The searching process: searches from the first generation until a line comes in, then so often as it says."""
+    while not (index / "snapshots" / "CURRENT").exists():
+        if select.select([sys.stdin], [], [], 0.02)[0]:
+            raise SystemExit("the crawl ended before it wrote a generation")
+    asker = Asker(index)
+    asker.turn(0)  # imports and compiles
+    asker.done.clear()
+    number = 0
+    while not select.select([sys.stdin], [], [], PAUSE_S)[0]:
+        asker.turn(number)
+        number += 1
+    crawling_end = len(asker.done)
+    for again in range(int(sys.stdin.readline())):
+        asker.turn(again)
+        time.sleep(REST_PAUSE_S)
+    while_crawling, rest = asker.done[:crawling_end], asker.done[crawling_end:]
+    large = [asked for asked in while_crawling if asked.outputs >= 0.75 * rest[-1].outputs]
+    truth = json.loads((index.parent / "truth.json").read_text())
+    wrong = asker.wrong(truth)
+    times = {"while crawling": while_crawling, "the last quarter of it": large, "at rest": rest}
+    found = {
+        "answers": len(while_crawling),
+        "generations": len({asked.generation for asked in while_crawling}),
+        "ms": {when: summary(asked) for when, asked in times.items()},
+        "errors": len(asker.errors),
+        "wrong": len(wrong),
+        "examples": (asker.errors + wrong)[:5],
+    }
+    print(json.dumps(found))
+
+
+def summary(asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
+    """Median and 99th percentile in milliseconds, by the way of asking."""
+    found = {}
+    for way in ("opened", "kept"):
+        ms = [item.seconds * 1e3 for item in asked if item.way == way]
+        if ms:
+            outputs = float(np.mean([item.outputs for item in asked if item.way == way]))
+            found[way] = {
+                "searches": len(ms),
+                "median": round(float(np.median(ms)), 1),
+                "p99": round(float(np.percentile(ms, 99)), 1),
+                "outputs": round(outputs),
+            }
+    return found
+
+
+if __name__ == "__main__":
+    main()
