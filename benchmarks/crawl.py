@@ -68,6 +68,7 @@ from engine.schema import ModelState
 from indexers.crawl.journal import FILE, Journal
 from indexers.crawl.journal_report import Event
 from indexers.crawl.records import State
+from query.answers import Hit
 from query.request import SearchRequest
 from query.search import Searcher
 from tests.support import crawling
@@ -80,7 +81,7 @@ STAGES = ("fetch", "load", "decode", "probe", "store")
 WORK = ("load", "decode", "probe")
 FETCHERS, WORKERS = 8, 1
 LATENCY_S, FAULTS, LOOK_S = 0.3, 0.05, 0.05
-K, RENEW, PAUSE_S, REST_PAUSE_S = 10, 25, 0.25, 0.1
+K, RENEW, PAUSE_S, REST_PAUSE_S = 10, 8, 0.25, 0.1
 FINISHED = frozenset({State.STORED, State.REFUSED, State.FAILED})
 
 
@@ -103,13 +104,13 @@ class Size:
     overhead: int = 200
     crowd: tuple[int, int, int] = (880, 20, 100)
     kills: int = 30
-    pause_s: tuple[float, float] = (0.5, 6.0)
+    pause_s: tuple[float, float] = (0.1, 3.0)
     early: int = 100
     rest: int = 400
     look_s: float = 1.0
 
 
-SMALL = Size(overlap=16, overhead=30, crowd=(80, 4, 16), kills=5, pause_s=(0.2, 1.5), early=20, rest=60, look_s=0.25)
+SMALL = Size(overlap=16, overhead=30, crowd=(80, 4, 16), kills=5, pause_s=(0.05, 1.2), early=20, rest=60, look_s=0.25)
 
 
 def main() -> None:
@@ -260,13 +261,21 @@ def run(crawl: crawling.Crawl, crowd: Crowd, every_s: float, at_end: Callable[[]
     text = (crawl.index.parent / "crawl.log").read_text()
     if status:
         raise SystemExit(f"the crawl ended with status {status}:\n{text[-3000:]}")
-    log = [json.loads(line) for line in text.splitlines() if line.startswith('{"at"')]
     report = json.JSONDecoder().raw_decode(text[("\n" + text).index("\n{\n") :])[0]
     events = events_of(crawl.index, crowd)
     with Journal(crawl.index / FILE, read_only=True) as journal:
         rows = {repo: journal.rows(repo) for repo in crowd.good}
     seconds = {repo: row.seconds for repo, found in rows.items() for row in found if row.state is State.STORED}
-    return Run(wall_s, report, log, events, seconds, vitals)
+    return Run(wall_s, report, log_of(crawl), events, seconds, vitals)
+
+
+def log_of(crawl: crawling.Crawl) -> list[dict[str, Any]]:
+    """The lines that the log of a crawl's runs has; a killed one may have left half a line."""
+    found = []
+    for line in (crawl.index.parent / "crawl.log").read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line) if line.startswith('{"at"') else None)
+    return [line for line in found if line]
 
 
 def events_of(index: Path, crowd: Crowd) -> list[tuple[str, Event]]:
@@ -362,7 +371,8 @@ def crowded(folder: Path, size: Size, parts: Sequence[str]) -> dict[str, Any]:
         print(f"  {len(wrong)} mistakes, {len(crowd.canaries)} files made by models' code")
         print_some(wrong)
         figures["calm"] = {"wall_s": round(done.wall_s, 1), "mistakes": len(wrong), "models": len(crowd.expected)}
-        figures["calm"]["canaries"] = len(crowd.canaries)
+        faults = sum(hub.random.given.values()) if hub.random else 0
+        figures["calm"] |= {"canaries": len(crowd.canaries), "requests": len(hub.requests), "faults": faults}
         if "memory" in parts:
             figures |= memory(done, calm, size)
         if searching is not None:
@@ -413,7 +423,8 @@ def kills(
         print((folder / "crawl.log").read_text()[-3000:], file=sys.stderr)
         raise
     wall_s = time.perf_counter() - began
-    events = events_of(crawl.index, crowd)
+    events, log = events_of(crawl.index, crowd), log_of(crawl)
+    went_on = [line for line in log if line["event"] == "went on"]
     said = {(repo, event.revision) for repo, event in events if event.state is State.STORED}
     said -= {(repo, event.revision) for repo, event in events if event.state is State.GONE}
     has = {
@@ -425,7 +436,7 @@ def kills(
     probed = len({(repo, event.revision) for repo, event in events if event.state is State.PROBING})
     wrong = crawling.mistakes(crawl.index, crowd, truth)
     same = crawling.same_hits(crawling.hits(crawl.index, crowd), crawling.hits(calm.index, crowd))
-    found = {
+    found: dict[str, Any] = {
         "kills": dict(Counter(killed)),
         "wall_s": round(wall_s, 1),
         "mistakes": len(wrong),
@@ -433,6 +444,8 @@ def kills(
         "canaries": len(crowd.canaries),
         "probings": past.probings,
         "probings_cut_short": past.probings - probed,
+        "begun_again": sum(line["begun_again"] for line in went_on),
+        "found_in_index": sum(line["in_index"] for line in went_on),
         "left": left_by(crawl),
     }
     lost = sorted(said - has)
@@ -441,6 +454,7 @@ def kills(
     print_some([*map(str, lost), *past.probed_again, *wrong])
     print(f"  hits {'are those' if same else 'DIFFER from those'} of the crawl in peace; {wall_s:.0f} s")
     print(f"  {past.probings} probings, {found['probings_cut_short']} of them cut short; left behind: {found['left']}")
+    print(f"  {found['begun_again']} models in hand begun again, {found['found_in_index']} found in the index")
     return {"lost": len(lost), "probed_twice": len(past.probed_again), "kills": found}
 
 
@@ -536,7 +550,8 @@ class Asker:
         seconds = time.perf_counter() - began
         snapshot = searcher.snapshot
         self.models[snapshot.number] = frozenset((model.repo, model.revision) for model in snapshot.models)
-        hits = tuple((hit.model, hit.revision, hit.output, hit.label, hit.margin) for hit in result.hits)
+        outputs = [hit for hit in result.hits if isinstance(hit, Hit)]
+        hits = tuple((hit.model, hit.revision, hit.output, hit.label, hit.margin) for hit in outputs)
         self.done.append(Asked(way, concept, snapshot.number, len(snapshot), seconds, hits))
 
     def wrong(self, truth: Mapping[str, tuple[str, Sequence[str]]]) -> list[str]:

@@ -72,7 +72,7 @@ class Nursery:
     def __init__(self, setup: Setup, limits: Limits, scratch: Path, *, preload: str | None = None) -> None:
         self.setup = setup
         self.limits = limits
-        self.scratch = scratch
+        self.scratch = scratch.absolute()  # the processes work elsewhere
         self._preload = preload
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -201,7 +201,10 @@ class Nursery:
         self.start_s = time.perf_counter() - started
 
     def _first_question(self) -> dict[str, object]:
-        setup = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self.setup).items()}
+        setup = {
+            name: str(value.absolute()) if isinstance(value, Path) else value
+            for name, value in asdict(self.setup).items()
+        }
         return {"setup": setup, "limits": asdict(self.limits), "preload": self._preload}
 
     def _spawn(self) -> None:
