@@ -49,6 +49,7 @@ from engine.writer import IndexWriter
 from indexers.adding import AddOptions, add_model
 from indexers.pixels import PixelCache
 from indexers.prober import Prober, Responses
+from indexers.probing import here
 from indexers.sources import expand
 
 ONE_TEMPLATE = ("a photo of a {}",)
@@ -213,7 +214,7 @@ def build(realhub: Path, work: Path, names: list[str], small: bool) -> tuple[Ind
         prober = RecordingProber(writer.index.probes(), PixelCache(work / "pixels"), pick_device("cpu"))
         prober.answers = {}
         for source in sources:
-            outcome = add_model(writer, prober, source, AddOptions(4 * 10**9))
+            outcome = add_model(writer, here(prober), source, AddOptions(4 * 10**9))
             times = ", ".join(f"{stage} {value:.1f} s" for stage, value in outcome.seconds.items())
             print(f"{source.repo}: {outcome.outputs} outputs, {times}")
             if outcome.state is not ModelState.INDEXED:

@@ -11,16 +11,14 @@ from pathlib import Path
 from engine.errors import ModelError, ModelRefusedError
 from engine.schema import Model, ModelState
 from engine.writer import IndexWriter
+from indexers.crawl.records import Probed
 from indexers.keeping import describe_answers
-from indexers.loaders.base import LoadedModel
-from indexers.prober import Prober, Responses
+from indexers.loaders.base import Repository
+from indexers.probing import ProbeModel, Progress
 from indexers.sources import ModelSource, fetch, revision_of
 
 STAGES = ("list", "fetch", "load", "decode", "probe", "store")
 """What the seconds of a model are spent on."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, done, total)."""
 
 
 @dataclass
@@ -75,13 +73,13 @@ class AddOptions:
 
 
 def add_model(
-    writer: IndexWriter, prober: Prober, source: ModelSource, options: AddOptions, progress: Progress | None = None
+    writer: IndexWriter, probe: ProbeModel, source: ModelSource, options: AddOptions, progress: Progress | None = None
 ) -> Outcome:
     """Adds one model; whatever is wrong with it is recorded, not raised.
 
     Args:
         writer: The index.
-        prober: Over the index's probes.
+        probe: Loads it and shows it the index's probes.
         source: The model.
         options: Limits.
         progress: Told what is being done.
@@ -89,11 +87,11 @@ def add_model(
     Raises:
         StoreError: The index cannot be written.
         OSError: Likewise.
-        ProbeError: A probe can no longer be read.
+        HubhoundError: A probe can no longer be read.
     """
     outcome = Outcome(source.repo)
     try:
-        _add(writer, prober, source, options, progress, outcome)
+        _add(writer, probe, source, options, progress, outcome)
     except ModelError as error:
         outcome.state = ModelState.REFUSED if isinstance(error, ModelRefusedError) else ModelState.FAILED
         outcome.reason, outcome.detail = error.reason.value, error.detail
@@ -112,7 +110,7 @@ def add_model(
 
 def _add(
     writer: IndexWriter,
-    prober: Prober,
+    probe: ProbeModel,
     source: ModelSource,
     options: AddOptions,
     progress: Progress | None,
@@ -127,52 +125,55 @@ def _add(
     if known is not None and known.state is ModelState.INDEXED and known.revision == revision:
         outcome.already, outcome.outputs, outcome.left_out = True, known.outputs, len(known.left_out)
         return
-    loaded, responses = run_model(prober, source, revision, options, outcome, progress)
+    repository, probed = run_model(probe, source, revision, options, outcome, progress)
     tell("storing")(0, 0)
     with outcome.timed("store"):
+        metadata = repository.metadata
         facts = Model(
-            repo=loaded.repo,
+            repo=repository.repo,
             revision=revision,
-            library=loaded.library,
-            architecture=loaded.architecture,
-            parameters=loaded.parameters,
-            input_size=loaded.preprocessing.size,
-            licence=loaded.licence,
-            tags=loaded.tags,
-            downloads=loaded.downloads,
-            likes=loaded.likes,
-            probabilities=responses.probabilities,
+            library=probed.library,
+            architecture=probed.architecture,
+            parameters=probed.parameters,
+            input_size=probed.input_size,
+            licence=metadata.licence,
+            tags=metadata.tags,
+            downloads=metadata.downloads,
+            likes=metadata.likes,
+            probabilities=probed.probabilities,
         )
-        model, table = describe_answers(writer, facts, loaded.labels, responses.values)
+        model, table = describe_answers(writer, facts, probed.labels, probed.responses)
         keep = writer.index.manifest.responses == "keep"
-        writer.put(model, table, responses.values if keep else None)
+        writer.put(model, table, probed.responses if keep else None)
     outcome.outputs, outcome.left_out = len(table), len(model.left_out)
 
 
 def run_model(
-    prober: Prober,
+    probe: ProbeModel,
     source: ModelSource,
     revision: str,
     options: AddOptions,
     outcome: Outcome,
     progress: Progress | None = None,
-) -> tuple[LoadedModel, Responses]:
+) -> tuple[Repository, Probed]:
     """Fetches, loads and probes one model; stores nothing.
 
     Args:
-        prober: Over the index's probes.
+        probe: Loads it and shows it the probes.
         source: The model.
         revision: Its revision, as ``revision_of`` gave it.
         options: Limits.
         outcome: Gets the seconds of each stage.
         progress: Told what is being done.
 
+    Returns:
+        Its files, and what it answered.
+
     Raises:
         ModelError: Something is wrong with the model.
-        ProbeError: A probe can no longer be read.
+        HubhoundError: A probe can no longer be read.
     """
-    tell = _teller(progress)
-    tell("fetching")(0, 0)
+    _teller(progress)("fetching")(0, 0)
     with outcome.timed("fetch"):
         repository = fetch(
             source,
@@ -181,14 +182,9 @@ def run_model(
             allow_pickle=options.allow_pickle,
             cache=options.cache,
         )
-    from indexers.loaders import load  # imports torch: not for models that are refused or in the index already
-
-    tell("loading")(0, 0)
-    with outcome.timed("load"):
-        loaded = load(repository, allow_pickle=options.allow_pickle)
-    responses = prober.probe(loaded, tell("decoding probes"), tell("probing"))
-    outcome.seconds["decode"], outcome.seconds["probe"] = responses.decode_s, responses.forward_s
-    return loaded, responses
+    probed = probe(repository, progress)
+    outcome.seconds |= probed.seconds
+    return repository, probed
 
 
 def _teller(progress: Progress | None) -> Callable[[str], Callable[[int, int], None]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,7 @@ from query.cli.output import Function, bars, data, data_json, format_option, ind
 
 if TYPE_CHECKING:
     from indexers.adding import Outcome
+    from indexers.probing import ProbeModel
 
 
 MAX_SIZE = click.option(
@@ -26,6 +28,14 @@ DEVICE = click.option(
     show_default=True,
     envvar="HUBHOUND_DEVICE",
     help="auto, cpu, cuda, cuda:1, mps.",
+)
+
+
+MODEL_MEMORY = click.option(
+    "--model-memory", default="8GB", show_default=True, help="What one model may allocate in its process."
+)
+MODEL_TIMEOUT = click.option(
+    "--model-timeout", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds to load and probe."
 )
 
 
@@ -53,6 +63,8 @@ def probing_options(function: Function) -> Function:
             help="Preprocessed probes used longest ago go beyond this.",
         ),
         DEVICE,
+        MODEL_MEMORY,
+        MODEL_TIMEOUT,
     )
     for option in reversed(options):
         function = option(function)
@@ -72,21 +84,12 @@ Examples:
 @index_option
 @probing_options
 @format_option
-def add(
-    models: tuple[str, ...],
-    index_path: str,
-    max_size: str,
-    allow_pickle: bool,
-    probe_folder: str | None,
-    cache: str | None,
-    cache_size: str,
-    device: str,
-    form: str,
-) -> None:
+def add(models: tuple[str, ...], index_path: str, max_size: str, allow_pickle: bool, form: str, **given: Any) -> None:
     """Add MODELs to an index: Hub ids org/name[@revision], folders in Hub layout, folders of such folders, @FILE.
 
     A model that cannot be indexed is recorded with the reason and the run goes on. The same revision again is a no-op.
-    Killing the run loses nothing that was finished; run it again to go on.
+    Killing the run loses nothing that was finished; run it again to go on. Models run in a process of their own,
+    without network and within limits.
     """
     from engine.writer import IndexWriter
     from indexers.adding import AddOptions, add_model
@@ -94,16 +97,11 @@ def add(
 
     sources = expand(models)
     options = AddOptions(parse_size(max_size), allow_pickle)
-    limit = parse_size(cache_size)
     outcomes: list[Outcome] = []
-    with IndexWriter(Path(index_path).expanduser()) as writer:
+    folder = Path(index_path).expanduser()
+    with IndexWriter(folder) as writer, probing(folder, allow_pickle=allow_pickle, **given) as probe:
         from engine.conductance_cache import FILE, ConductanceCache
-        from engine.throughput import pick_device
-        from indexers.pixels import PixelCache
-        from indexers.prober import Prober
 
-        probes = writer.index.probes(Path(probe_folder) if probe_folder else None)
-        prober = Prober(probes, PixelCache(cache_folder(cache) / "pixels", limit), pick_device(device))
         places = ConductanceCache(writer.index.folder / FILE)
         try:
             with bars() as bar:
@@ -116,7 +114,7 @@ def add(
                     def tell(what: str, done: int, total: int, repo: str = source.repo) -> None:
                         current(done, total, f"{repo}: {what}")
 
-                    outcomes.append(add_model(writer, prober, source, options, tell))
+                    outcomes.append(add_model(writer, probe, source, options, tell))
                     if source.folder is not None and outcomes[-1].state == "indexed":
                         places.remember_place(source.repo, str(source.folder))
                     writer.snapshot(force=False)
@@ -126,6 +124,32 @@ def add(
         finally:
             writer.finish()
     _report(outcomes, form)
+
+
+def probing(
+    index: Path,
+    *,
+    allow_pickle: bool,
+    probe_folder: str | None,
+    cache: str | None,
+    cache_size: str,
+    device: str,
+    model_memory: str,
+    model_timeout: float,
+) -> AbstractContextManager[ProbeModel]:
+    """What runs models as the options of :func:`probing_options` want it."""
+    from indexers.crawl.limits import Limits, Setup
+    from indexers.probing import apart
+
+    setup = Setup(
+        index=index,
+        probes=Path(probe_folder).expanduser() if probe_folder else None,
+        cache=cache_folder(cache) / "pixels",
+        cache_bytes=parse_size(cache_size),
+        device=device,
+        allow_pickle=allow_pickle,
+    )
+    return apart(setup, Limits(memory_bytes=parse_size(model_memory), time_s=model_timeout))
 
 
 def cache_folder(given: str | None) -> Path:

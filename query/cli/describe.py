@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from engine.errors import IndexUnusableError, InputError, ModelFailedError, Reason
-from query.cli.add import cache_folder, parse_size, probing_options
+from query.cli.add import parse_size, probing, probing_options
 from query.cli.output import bars, data, data_json, format_option, index_option, method_option, note, table
 
 if TYPE_CHECKING:
-    from engine.index import Index
     from engine.outputs import OutputTable
     from indexers.adding import AddOptions
-    from indexers.prober import Prober
+    from indexers.probing import ProbeModel
     from indexers.sources import ModelSource
     from query.describe import DescribeAnswer, Describer
 
@@ -61,11 +60,8 @@ def describe(
     method: str | None,
     max_size: str,
     allow_pickle: bool,
-    probe_folder: str | None,
-    cache: str | None,
-    cache_size: str,
-    device: str,
     form: str,
+    **given: Any,
 ) -> None:
     """Name what the outputs of MODEL recognise, beside the labels that it declares.
 
@@ -81,7 +77,7 @@ def describe(
         raise IndexUnusableError(f"the index {index_path} is not a folder: this version reads embedded indexes")
     index = Index(Path(index_path).expanduser())
     request = DescribeRequest(k, method, outputs or None)
-    size, limit = parse_size(max_size), parse_size(cache_size)
+    size = parse_size(max_size)
     vocabulary = read_vocabulary(Path(vocabulary_path)) if vocabulary_path else None
     with bars() as bar:
         describer = Describer(index, vocabulary, progress=bar("embedding the vocabulary", "phrases"))
@@ -91,10 +87,10 @@ def describe(
         else:
             from indexers.adding import AddOptions
 
-            prober = _prober(index, probe_folder, cache, limit, device)
             running = bar("", "images")
             options = AddOptions(size, allow_pickle)
-            run = _run(found, describer, prober, options, lambda what, done, total: running(done, total, what))
+            with probing(index.folder, allow_pickle=allow_pickle, **given) as probe:
+                run = _run(found, describer, probe, options, lambda what, done, total: running(done, total, what))
             answer = describer.describe_outputs(run, request)
     _write(answer, only_disagreements, form)
 
@@ -124,7 +120,7 @@ def _looked_up(model: str, describer: Describer) -> str | ModelSource:
 def _run(
     source: ModelSource,
     describer: Describer,
-    prober: Prober,
+    probe: ProbeModel,
     options: AddOptions,
     progress: Callable[[str, int, int], None],
 ) -> OutputTable:
@@ -140,18 +136,18 @@ def _run(
 
     try:
         revision, _ = revision_of(source)
-        loaded, responses = run_model(prober, source, revision, options, Outcome(source.repo), progress)
+        repository, probed = run_model(probe, source, revision, options, Outcome(source.repo), progress)
     except ModelFailedError as error:
         if error.reason not in {Reason.MISSING, Reason.NETWORK}:
             raise
         raise InputError(f"the index does not have this model; {error}{_hint(source.repo, describer)}") from error
-    values = responses.values
-    outputs = describer.outputs_of(loaded.repo, revision, labels_of(loaded.labels, values.shape[1]), values)
+    values = probed.responses
+    outputs = describer.outputs_of(repository.repo, revision, labels_of(probed.labels, values.shape[1]), values)
     if not len(outputs):
         raise ModelFailedError(
             Reason.NO_USABLE_OUTPUT,
             f"all {values.shape[1]} outputs are constant, NaN or infinite over the probes",
-            loaded.repo,
+            repository.repo,
             revision,
         )
     return outputs
@@ -160,15 +156,6 @@ def _run(
 def _hint(model: str, describer: Describer) -> str:
     near = describer.near(model)
     return f"; or did you mean {' or '.join(near)}, in the index?" if near else ""
-
-
-def _prober(index: Index, probe_folder: str | None, cache: str | None, limit: int, device: str) -> Prober:
-    from engine.throughput import pick_device
-    from indexers.pixels import PixelCache
-    from indexers.prober import Prober
-
-    probes = index.probes(Path(probe_folder) if probe_folder else None)
-    return Prober(probes, PixelCache(cache_folder(cache) / "pixels", limit), pick_device(device))
 
 
 def _write(answer: DescribeAnswer, only_disagreements: bool, form: str) -> None:

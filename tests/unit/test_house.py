@@ -15,7 +15,7 @@ from query.cli.main import cli
 REPOSITORY = Path(__file__).parents[2]
 FLOORS = {"engine": {"engine"}, "indexers": {"engine", "indexers"}, "query": {"engine", "indexers", "query"}}
 AT_QUERY_TIME = {"loaders", "prober", "pixels", "sources", "adding", "keeping", "profiler", "profiling", "towers"}
-AT_QUERY_TIME |= {"crawl"}  # which the command line starts
+AT_QUERY_TIME |= {"crawl", "probing"}  # which the command line starts
 MODULES = [path for floor in FLOORS for path in sorted((REPOSITORY / floor).rglob("*.py"))]
 
 
