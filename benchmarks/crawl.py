@@ -28,7 +28,7 @@ waiting for the store, which otherwise writes in another thread while the next m
 killed with SIGKILL again and again (parent, child, both in turn), begun again each time. ``lost``: the journal says
 stored and the index does not have it. ``probed_twice``: probed again although the journal said stored.
 
-*memory*: resident memory and open files of the parent during the crawl in peace, and what it leaves behind.
+*memory*: resident memory, open files and threads of the parent during the crawl in peace, and what it leaves behind.
 
 *search*: another process searches while the crawl in peace writes, and the finished index afterwards; half of the
 searches open the index anew, as a command does, half use a searcher that is kept for a while, as a service does. An
@@ -190,13 +190,14 @@ class Vitals(threading.Thread):
     Attributes:
         pid: The process.
         every_s: Seconds between two looks.
-        rows: Each look: moment, resident bytes, those of them that are no files, open files, processor seconds.
+        rows: Each look: moment, resident bytes, those of them that are no files, open files, threads,
+            processor seconds.
         born: When the process that imports torch was started, None while it was not.
     """
 
     pid: int
     every_s: float = 1.0
-    rows: list[tuple[float, int, int, int, float]] = field(default_factory=list)
+    rows: list[tuple[float, int, int, int, int, float]] = field(default_factory=list)
     born: float | None = None
 
     def __post_init__(self) -> None:
@@ -213,8 +214,8 @@ class Vitals(threading.Thread):
                 if self.born is None and any("indexers.crawl.nursery" in c.cmdline() for c in process.children()):
                     self.born = time.time()
                 memory, cpu = process.memory_info(), process.cpu_times()
-                row = (time.time(), memory.rss, memory.rss - memory.shared, process.num_fds(), cpu.user + cpu.system)
-                self.rows.append(row)
+                counts = process.num_fds(), process.num_threads()
+                self.rows.append((time.time(), memory.rss, memory.rss - memory.shared, *counts, cpu.user + cpu.system))
                 time.sleep(LOOK_S if self.born is None else self.every_s)
 
 
@@ -334,7 +335,7 @@ def overhead(folder: Path, size: Size) -> dict[str, Any]:
         waiting_s, other_s = waiting_s + for_fetch, other_s + idle - for_fetch
     looks = [row for row in done.vitals.rows if stored[0][0] <= row[0] <= stored[-1][0]]
     mean_ms = {stage: np.mean([s[stage] for s in done.seconds.values()]) * 1e3 for stage in STAGES}
-    cpu_ms = (looks[-1][4] - looks[0][4]) / (looks[-1][0] - looks[0][0]) * wall_s / count * 1e3
+    cpu_ms = (looks[-1][5] - looks[0][5]) / (looks[-1][0] - looks[0][0]) * wall_s / count * 1e3
     found = {
         "overhead_ms_per_model": (wall_s - work_s) / count * 1e3,
         "waiting_for_fetched_ms": waiting_s / count * 1e3,
@@ -395,7 +396,9 @@ def memory(done: Run, crawl: crawling.Crawl, size: Size) -> dict[str, Any]:
     for name, number in (("early", size.early), ("half", len(finished) // 2), ("end", len(finished))):
         row = next((row for row in done.vitals.rows if row[0] >= finished[number - 1]), done.vitals.rows[-1])
         found[name] = {"models": number, "rss_mb": mb(row[1]), "own_mb": mb(row[2]), "fds": row[3]}
-        print(f"  {number:5} models {mb(row[1]):8} MB resident, {mb(row[2])} MB without files, {row[3]} open files")
+        found[name]["threads"] = row[4]
+        print(f"  {number:5} models {mb(row[1]):8} MB resident, {mb(row[2])} MB without files", end="")
+        print(f", {row[3]} open files, {row[4]} threads")
     found["peak_rss_mb"] = mb(max(row[1] for row in done.vitals.rows))
     found["most_fds"] = max(row[3] for row in done.vitals.rows)
     found["left"] = left_by(crawl)

@@ -203,7 +203,7 @@ def settle(
             raise Declined(Reason.BROKEN_CONFIG, f"{CONFIG} is larger than {MAX_JSON_BYTES >> 20} MiB")
 
         def get(name: str) -> Path:
-            return _download(found, name, cache, waits_s)
+            return fetch_file(found, name, cache, waits_s)
 
         path = get(CONFIG)
         config = read_json(path)
@@ -249,7 +249,7 @@ def download(
 
     with naming(found.repo, found.revision), hub_errors(cache):
         for name in plan.weights.files:
-            path = _download(found, name, cache, waits_s, advance)
+            path = fetch_file(found, name, cache, waits_s, advance)
             _check(path, found.files[name].sha256)
         return Repository(found.repo, found.revision, plan.folder, found.metadata)
 
@@ -319,13 +319,22 @@ def _info(api: HfApi, repo: str, revision: str | None, waits_s: Sequence[float] 
     )
 
 
-def _download(
+def fetch_file(
     found: Survey,
     name: str,
     cache: Path | None,
     waits_s: Sequence[float] | None,
     advance: Callable[[int], None] | None = None,
 ) -> Path:
+    """Download one file, unless it is here already.
+
+    Args:
+        found: What there is.
+        name: Of the file.
+        cache: Folder for downloads, None for huggingface_hub's own.
+        waits_s: Seconds before each further try of what can pass.
+        advance: Called with the bytes that came.
+    """
     api, bar = _api(), _bar(advance)
     return Path(
         patiently(
@@ -357,6 +366,8 @@ def _bar(advance: Callable[[int], None] | None) -> type[Any]:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     class Bar(tqdm):  # type: ignore[misc]
+        monitor_interval = 0  # or each class of bars starts a thread that never ends
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs["disable"] = True
             super().__init__(*args, **kwargs)

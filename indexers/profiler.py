@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from engine.conductance_cache import ConductanceCache, ProfileKey
 from engine.errors import ConductanceError, IndexMismatchError, InputError
-from engine.probes import open_image
 from engine.schema import Profile, Task
 from indexers.towers import LoadOptions, Tower, TowerSource, load_tower
 
@@ -92,26 +91,29 @@ class Profiler:
 
     Args:
         source: The model.
-        cache: What is known already.
+        cache: What is known already; None to know and to remember nothing.
         device: Where it runs, as ``throughput.pick_device`` takes it; looked for when the model is loaded.
         settings: How.
         recorded: A profile of the model made with these settings, or its key: what is known of its weights and blocks
             needs no loading.
+        tower: The model, where it is loaded already.
     """
 
     def __init__(
         self,
         source: TowerSource,
-        cache: ConductanceCache,
+        cache: ConductanceCache | None,
         device: str,
         settings: ProfileSettings,
         recorded: Profile | ProfileKey | None = None,
+        tower: Tower | None = None,
     ) -> None:
         self._source = source
         self._cache = cache
         self._device_name = device
         self._settings = settings
         self._recorded = recorded
+        self._given = tower
         self._tower: Tower | None = None
         self._blocks: dict[str, nn.Module] = {}
         self._max_batch = settings.max_batch
@@ -137,7 +139,7 @@ class Profiler:
         tell = progress or _silent
         key = self._key(tell)
         wanted = {image.sha256: image for image in images}
-        known = self._cache.get(key, list(wanted))
+        known = self._cache.get(key, list(wanted)) if self._cache is not None else None
         rows = dict(known.rows) if known else {}
         parameters = known.parameters if known else 0
         missing = [image for sha256, image in wanted.items() if sha256 not in rows]
@@ -146,7 +148,8 @@ class Profiler:
             tower = self._load(tell)
             parameters = tower.parameters
             new = self._some(tower, missing[done:], partial(_shift, tell, done, len(missing)))
-            self._cache.put(key, parameters, new)
+            if self._cache is not None:
+                self._cache.put(key, parameters, new)
             rows |= new
             done += len(new)
             tell("profiling", done, len(missing))
@@ -190,7 +193,7 @@ class Profiler:
         tell("loading", 0, 0)
         device, recorded, pattern = pick_device(self._device_name), self._recorded, self._settings.pattern
         try:
-            tower = load_tower(self._source, device, self._settings.load)
+            tower = self._given or load_tower(self._source, device, self._settings.load)
         except (RuntimeError, MemoryError) as error:
             raise ConductanceError(f"{self._source.name} cannot be moved to {device}: {_line(error)}") from error
         if recorded is None:
@@ -234,6 +237,7 @@ class Profiler:
 
         from engine.conductance import layer_conductance
         from engine.path_memory import inputs_that_fit
+        from engine.probes import open_image  # with Pillow, which those who only read profiles need not load
 
         settings = self._settings
         whole = settings.n_steps + 1

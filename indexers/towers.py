@@ -6,14 +6,17 @@ import hashlib
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import InputError
+from engine.errors import InputError, Reason
 from engine.specs import absolute_spec
 from engine.textfiles import read_lines
+from indexers import vlm_files
+from indexers.loaders.declined import naming, stage
 from indexers.sources import DEFAULT_MAX_SIZE_BYTES, ModelSource, expand, fetch, revision_of
 
 if TYPE_CHECKING:
@@ -33,10 +36,13 @@ class TowerSource:
     Attributes:
         name: As profiles and performance tables name it: ``open_clip:...``, or a classifier's ``org/name``.
         classifier: Where a classifier comes from, None for a vision-language model.
+        folder: Where the files of a vision-language model are in open_clip's layout, whatever its name says; None to
+            find them by its name.
     """
 
     name: str
     classifier: ModelSource | None = None
+    folder: Path | None = None
 
     @property
     def place(self) -> str:
@@ -50,7 +56,7 @@ class LoadOptions:
 
     Attributes:
         max_size_bytes: Larger classifier repositories are refused.
-        allow_pickle: Also open pickled weights of classifiers, restricted to tensors.
+        allow_pickle: Also open pickled weights, of classifiers and in folders, restricted to tensors.
         cache: Where downloads of classifiers are kept; None for huggingface_hub's own place.
     """
 
@@ -117,12 +123,15 @@ def load_tower(source: TowerSource, device: torch.device, options: LoadOptions |
         options: Limits.
 
     Raises:
-        EncoderError: A vision-language model cannot be loaded.
-        ModelError: A classifier cannot be fetched or loaded.
+        EncoderError: A vision-language model cannot be loaded by its name.
+        ModelError: A classifier cannot be fetched or loaded, or a vision-language model not from its folder.
     """
-    if source.classifier is None:
-        return _load_vlm(source.name, device)
-    return _load_classifier(source.classifier, device, options or LoadOptions())
+    options = options or LoadOptions()
+    if source.classifier is not None:
+        return _load_classifier(source.classifier, device, options)
+    if source.folder is not None:
+        return _load_vlm_folder(source.name, source.folder, device, options)
+    return _load_vlm(source.name, device)
 
 
 def _identity(source: TowerSource) -> object:
@@ -153,11 +162,41 @@ def _named(name: str) -> list[TowerSource]:
 
 
 def _load_vlm(name: str, device: torch.device) -> Tower:
-    from open_clip import get_model_preprocess_cfg
-
-    from engine.encoder import open_dual_encoder, weights_fingerprint
+    from engine.encoder import open_dual_encoder
 
     model, preprocess, _ = open_dual_encoder(name)
+    return _vlm(name, model, preprocess, device)
+
+
+def _load_vlm_folder(name: str, folder: Path, device: torch.device, options: LoadOptions) -> Tower:
+    """The same model as by ``open_clip:local-dir:``, without its tokenizer and with a reason for what goes wrong."""
+    import open_clip
+    from open_clip.factory import load_checkpoint
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    with naming(name, None), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        weights, config, text = vlm_files.read_folder(folder, allow_pickle=options.allow_pickle)
+        override: dict[str, Any] = {}
+        if text is not None:
+            parts: Any = config["model_cfg"]
+            # Looked up on the Hub by its name otherwise; its config lies in this very folder.
+            override = {"text_cfg": parts["text_cfg"] | {"hf_model_name": str(folder), "hf_model_pretrained": False}}
+        with stage(Reason.UNKNOWN_ARCHITECTURE):
+            model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False, **override)
+        with stage(Reason.BROKEN_WEIGHTS):
+            load_checkpoint(model, str(folder / weights.files[0]), strict=True, weights_only=True)
+        with stage(Reason.BAD_PREPROCESSING):
+            preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        with stage(Reason.RUN_FAILED):
+            return _vlm(name, model, preprocess, device)
+
+
+def _vlm(name: str, model: Any, preprocess: Callable[[Image.Image], torch.Tensor], device: torch.device) -> Tower:
+    from open_clip import get_model_preprocess_cfg
+
+    from engine.encoder import weights_fingerprint
+
     shown = json.dumps(get_model_preprocess_cfg(model), sort_keys=True, default=str)
     revision = hashlib.sha256(f"{weights_fingerprint(model)} {shown}".encode()).hexdigest()
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -35,8 +35,11 @@ from indexers.crawl.messages import (
     Failure,
     Hello,
     Job,
+    ProfileAnswer,
+    ProfileJob,
     Stage,
     Telling,
+    read_job,
 )
 from indexers.loaders.base import LoadedModel, Repository
 from indexers.loaders.declined import Declined, first_line, stage
@@ -47,7 +50,7 @@ _TELL_EVERY_S = 0.2
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-def live(end: socket.socket, scratch: Path, setup: Setup, limits: Limits, probes: ProbeSet, parent: int) -> None:
+def live(end: socket.socket, scratch: Path, setup: Setup, limits: Limits, probes: ProbeSet | None, parent: int) -> None:
     """The whole life of a model's process, from its birth to the end of its daemon.
 
     Args:
@@ -55,7 +58,7 @@ def live(end: socket.socket, scratch: Path, setup: Setup, limits: Limits, probes
         scratch: The one folder it may write to, empty.
         setup: What models are loaded and probed with.
         limits: What it may take.
-        probes: Shown to the models.
+        probes: Shown to the models; None where these are to be profiled instead.
         parent: Process id of the nursery.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -65,12 +68,11 @@ def live(end: socket.socket, scratch: Path, setup: Setup, limits: Limits, probes
     cache = PixelCache(setup.cache, setup.cache_bytes, outbox=scratch)
     channel = Channel(end)
     channel.send(Hello(layers=sandbox.apply(scratch, limits, parent=parent, on_gpu=setup.on_gpu)))
-    prober = Prober(probes, cache, pick_device(setup.device))
+    prober = None if probes is None else Prober(probes, cache, pick_device(setup.device))
     while True:
         try:
-            data = channel.receive()
-            job = Job.model_validate_json(data or b"")
-            reply = _work(job, prober, cache, scratch, setup.allow_pickle, _teller(channel))
+            job = read_job(channel.receive() or b"")
+            reply = _work(job, prober, cache, scratch, setup, _teller(channel))
             _give_back()
             channel.send(reply)
         except ClosedError:
@@ -78,18 +80,24 @@ def live(end: socket.socket, scratch: Path, setup: Setup, limits: Limits, probes
 
 
 def _work(
-    job: Job,
-    prober: Prober,
+    job: Job | ProfileJob,
+    prober: Prober | None,
     cache: PixelCache,
     scratch: Path,
-    allow_pickle: bool,
+    setup: Setup,
     tell: Callable[[Stage], Callable[[int, int], None]],
-) -> Answer | Failure:
+) -> Answer | ProfileAnswer | Failure:
     try:
+        if isinstance(job, ProfileJob):
+            from indexers.crawl.profile_child import profile
+
+            return profile(job, scratch, setup, tell)
+        if prober is None:
+            raise RuntimeError("there are no probes to show to a model")
         repository = Repository(job.repo, job.revision, Path(job.folder))
         tell("loading")(0, 0)
         started = time.perf_counter()
-        loaded = loaders.load(repository, allow_pickle=allow_pickle)
+        loaded = loaders.load(repository, allow_pickle=setup.allow_pickle)
         load_s = time.perf_counter() - started
         responses = prober.probe(loaded, tell("decoding probes"), tell("probing"))
         np.save(scratch / RESPONSES, np.ascontiguousarray(responses.values, "<f4"), allow_pickle=False)
@@ -102,7 +110,7 @@ def _work(
         return _fault(job, error)
 
 
-def _fault(job: Job, error: Exception) -> Failure:
+def _fault(job: Job | ProfileJob, error: Exception) -> Failure:
     if isinstance(error, OSError) and error.errno in _FULL:
         return _failure(job, Blame.DISK, Reason.RUN_FAILED, first_line(error))
     try:
@@ -132,7 +140,7 @@ def _answer(job: Job, loaded: LoadedModel, responses: Responses, cache: PixelCac
     )
 
 
-def _failure(job: Job, blame: Blame, reason: Reason, detail: str) -> Failure:
+def _failure(job: Job | ProfileJob, blame: Blame, reason: Reason, detail: str) -> Failure:
     return Failure(number=job.number, blame=blame, reason=reason, detail=_text(" ".join(detail.split()), MAX_DETAIL))
 
 

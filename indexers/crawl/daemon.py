@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -29,13 +30,13 @@ from indexers.crawl.downloads import Downloads
 from indexers.crawl.fetching import Fetched, Fetcher, FetchOptions, FetchStopped, InHand, KnownWeights
 from indexers.crawl.filters import Filters
 from indexers.crawl.journal import Claim, Journal
+from indexers.crawl.kinds import Kind
 from indexers.crawl.limits import Limits, Setup
 from indexers.crawl.lister import Lister
 from indexers.crawl.listing import Source
 from indexers.crawl.nursery import CancelledError, Nursery
-from indexers.crawl.records import Probed
+from indexers.crawl.records import Probed, Profiled
 from indexers.crawl.stages import InProcess
-from indexers.crawl.storing import Storekeeper
 from indexers.crawl.watch import Watch
 from indexers.crawl.worker import Worker, WorkerStopped
 
@@ -53,6 +54,9 @@ _PRUNE_EVERY_S = 86_400.0
 _LONGEST_PAUSE_S = 300.0
 
 
+Found = Probed | Profiled
+
+
 @dataclass(frozen=True)
 class CrawlOptions:
     """How a crawl goes about it.
@@ -65,7 +69,6 @@ class CrawlOptions:
         workers: Models probed at the same time.
         prefetch: Fetched models that may wait for a worker.
         downloads_bytes: Space for downloads.
-        keep_gone: Leave models in the index that the hub no longer has.
         limit: End after so many models, None for all.
     """
 
@@ -76,7 +79,6 @@ class CrawlOptions:
     workers: int = 1
     prefetch: int = 4
     downloads_bytes: int = 50 * 10**9
-    keep_gone: bool = False
     limit: int | None = None
 
 
@@ -99,6 +101,7 @@ class Daemon:
     Args:
         writer: The index.
         journal: Of this index's crawls.
+        kind: What kind of models it is about.
         source: What is listed.
         filters: What of it is wanted.
         options: How.
@@ -113,6 +116,7 @@ class Daemon:
         self,
         writer: IndexWriter,
         journal: Journal,
+        kind: Kind[Any],
         source: Source,
         filters: Filters,
         options: CrawlOptions,
@@ -134,13 +138,16 @@ class Daemon:
         self._claimed = 0
         self._pause_until = 0.0
         self._ready: queue.Queue[Fetched] = queue.Queue(max(1, options.prefetch))
-        self._done: queue.Queue[tuple[Fetched, Probed] | KnownWeights | _Troubled | _Gone] = queue.Queue(4)
+        self._done: queue.Queue[tuple[Fetched, Found] | KnownWeights | _Troubled | _Gone] = queue.Queue(4)
         self._trouble: BaseException | None = None
-        self._keeper = Storekeeper(writer, journal, watch, keep_gone=options.keep_gone)
-        self._folder = writer.index.folder / "crawl"
+        self._kind = kind
+        self._keeper = kind.keeper
         wanted = [Downloads.name(repo, revision) for repo, revision, _ in journal.under_way()]
-        self._downloads = Downloads(self._folder / "downloads", options.downloads_bytes, wanted)
-        self._fetcher = Fetcher(journal, self._downloads, fetching, self._in_hand, self._stop, watch.fetched)
+        kept = None if fetching.keep_files else wanted
+        self._downloads = Downloads(kind.folder / "downloads", options.downloads_bytes, kept)
+        self._fetcher = Fetcher(
+            journal, self._downloads, fetching, self._in_hand, self._stop, watch.fetched, kind.files
+        )
         self._lister = Lister(journal, source, filters, options.follow, options.interval_s, options.full_every_s, watch)
         # Of this index alone, so that the next crawl finds and removes what a killed one has left.
         own = hashlib.sha256(str(writer.index.folder.resolve()).encode()).hexdigest()[:16]
@@ -205,14 +212,13 @@ class Daemon:
         try:
             item = self._done.get(timeout=wait_s)
         except queue.Empty:
-            self._writer.snapshot(force=False)
-            self._gauges()
-            return
-        self._keep(item)
-        self._writer.snapshot(force=False)
+            pass
+        else:
+            self._keep(item)
+        self._keeper.publish(force=False)
         self._gauges()
 
-    def _keep(self, item: tuple[Fetched, Probed] | KnownWeights | _Troubled | _Gone) -> None:
+    def _keep(self, item: tuple[Fetched, Found] | KnownWeights | _Troubled | _Gone) -> None:
         if isinstance(item, _Gone):
             self._keeper.gone(item.repo, item.detail)
             return
@@ -223,10 +229,10 @@ class Daemon:
             claim, identity = item.claim, item.identity
             leave = self._keeper.troubled(claim, item.error) is not None
         else:
-            fetched, probed = item
+            fetched, found = item
             claim, identity, leave = fetched.claim, fetched.identity, False
             try:
-                self._keeper.probed(fetched, probed)
+                self._keeper.done(fetched, found)
             except ModelError as error:
                 self._keeper.troubled(claim, error)
         (self._fetcher.leave if leave else self._fetcher.forget)(claim)
@@ -277,8 +283,8 @@ class Daemon:
             self._fetcher.leave(claim)
         if self._signal is None and self._trouble is None:
             self._writer.finish()
-        elif self._trouble is None and self._writer.dirty:
-            self._writer.snapshot()  # without optimising the store, which can take longer than a signal waits
+        elif self._trouble is None:
+            self._keeper.publish(force=True)
 
     def _close(self) -> None:
         self._stop.set()
@@ -371,7 +377,7 @@ class Daemon:
                 continue
             return
 
-    def _put(self, item: tuple[Fetched, Probed] | KnownWeights | _Troubled | _Gone) -> None:
+    def _put(self, item: tuple[Fetched, Found] | KnownWeights | _Troubled | _Gone) -> None:
         while self._trouble is None:
             try:
                 self._done.put(item, timeout=_IDLE_S)
@@ -394,7 +400,7 @@ class Daemon:
             self._journal.probing(claim.repo, claim.revision)
             stage = InProcess(self._watch, claim.repo)
             try:
-                probed = worker.probe(fetched.repository, stage.enter)
+                found: Found = self._kind.work(worker, fetched, stage.enter)
             except WorkerStopped:
                 return
             except ModelError as error:
@@ -407,6 +413,8 @@ class Daemon:
                 born = worker.children
                 if not told and worker.protection:
                     told = True
-                    log.event("models run", within=", ".join(worker.protection), without=", ".join(worker.missing))
-            stage.end(probed.seconds)
-            self._put((fetched, probed))
+                    log.event(
+                        "models run", within=", ".join(worker.protection), without=", ".join(worker.missing) or None
+                    )
+            stage.end(found.seconds)
+            self._put((fetched, found))

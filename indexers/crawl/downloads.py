@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections import OrderedDict
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -23,18 +22,18 @@ class Downloads:
     Args:
         folder: Where they lie; made if it does not exist.
         limit_bytes: Never exceeded.
-        wanted: Names of folders of an earlier run that are worth keeping; all others are removed.
+        wanted: Names of folders of an earlier run that are worth keeping; all others are removed. None to keep all.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int, wanted: Collection[str] = ()) -> None:
+    def __init__(self, folder: Path, limit_bytes: int, wanted: Collection[str] | None = ()) -> None:
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._changed = threading.Condition()
         self._reserved: dict[str, int] = {}
-        self._left: OrderedDict[str, int] = OrderedDict()
+        self._left: dict[str, int] = {}  # the oldest first
         folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.iterdir()):
-            if path.name in wanted:
+        for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime):
+            if wanted is None or path.name in wanted:
                 self._left[path.name] = size_of(path)
             else:
                 _remove(path)
@@ -83,7 +82,7 @@ class Downloads:
             self._changed.notify_all()
 
     def keep(self, name: str) -> None:
-        """Leaves a model's files for another try, as long as nobody else needs the room."""
+        """Leaves a model's files for another try or for the user, as long as nobody else needs the room."""
         with self._changed:
             if self._reserved.pop(name, None) is not None:
                 self._left[name] = size_of(self._folder / name)

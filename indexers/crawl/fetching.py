@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from engine.errors import ModelRefusedError, Reason
 from indexers import folders, hub
@@ -29,7 +30,7 @@ class FetchOptions:
         max_size_bytes: Larger repositories are refused before anything is downloaded.
         allow_pickle: Weights may be pickles where there is nothing else.
         timeout_s: Longest time for the files of one model.
-        keep_files: Leave downloaded files where they are.
+        keep_files: Leave downloaded files where they are, until others need the room.
     """
 
     max_size_bytes: int
@@ -74,6 +75,66 @@ class KnownWeights:
     identity: str
 
 
+class Files(Protocol):
+    """Which files of a repository a kind of model needs."""
+
+    def most_bytes(self, found: hub.Survey, *, allow_pickle: bool) -> int:
+        """What fetching can take at most, on the disk."""
+        ...
+
+    def settle(
+        self,
+        found: hub.Survey,
+        *,
+        max_size_bytes: int,
+        allow_pickle: bool,
+        cache: Path | None,
+        waits_s: Sequence[float] | None = None,
+    ) -> hub.Plan:
+        """Downloads the small files and decides whether the model will be wanted; see ``indexers.hub.settle``."""
+        ...
+
+    def in_folder(
+        self, repo: str, revision: str, folder: Path, *, max_size_bytes: int, allow_pickle: bool
+    ) -> tuple[Repository, str | None]:
+        """Checks that a local folder may be used; the model and its identity.
+
+        Raises:
+            ModelError: It may not.
+        """
+        ...
+
+
+class ClassifierFiles:
+    """Those of an image classifier."""
+
+    def most_bytes(self, found: hub.Survey, *, allow_pickle: bool) -> int:
+        """See `Files`."""
+        return found.most_bytes(allow_pickle=allow_pickle)
+
+    def settle(
+        self,
+        found: hub.Survey,
+        *,
+        max_size_bytes: int,
+        allow_pickle: bool,
+        cache: Path | None,
+        waits_s: Sequence[float] | None = None,
+    ) -> hub.Plan:
+        """See `Files`."""
+        return hub.settle(found, max_size_bytes=max_size_bytes, allow_pickle=allow_pickle, cache=cache, waits_s=waits_s)
+
+    def in_folder(
+        self, repo: str, revision: str, folder: Path, *, max_size_bytes: int, allow_pickle: bool
+    ) -> tuple[Repository, str | None]:
+        """See `Files`."""
+        repository = folders.fetch(repo, revision, folder, max_size_bytes=max_size_bytes, allow_pickle=allow_pickle)
+        weights = weights_in(folder, allow_pickle=allow_pickle)
+        small = {name: (folder / name).read_bytes() for name in PREPROCESSOR_CONFIGS if (folder / name).is_file()}
+        digests = [hub.sha256_of(folder / name) for name in weights.files]
+        return repository, identity_of(read_json(folder / CONFIG), small, digests)
+
+
 class FetchStopped(Exception):
     """The crawl ends; the model is for another run."""
 
@@ -116,6 +177,7 @@ class Fetcher:
         in_hand: Shared by all that fetch and store.
         stop: Set when the crawl ends.
         fetched_bytes: Called with the bytes of each download.
+        files: Which files are needed.
     """
 
     def __init__(
@@ -126,6 +188,7 @@ class Fetcher:
         in_hand: InHand,
         stop: threading.Event,
         fetched_bytes: Callable[[int], None],
+        files: Files,
     ) -> None:
         self._journal = journal
         self._downloads = downloads
@@ -133,6 +196,7 @@ class Fetcher:
         self._in_hand = in_hand
         self._stop = stop
         self._fetched_bytes = fetched_bytes
+        self._files = files
 
     def fetch(self, claim: Claim) -> Fetched | KnownWeights | None:
         """Fetches one model.
@@ -158,9 +222,12 @@ class Fetcher:
         return Fetched(claim, repository, identity, size_bytes, seconds)
 
     def forget(self, claim: Claim) -> None:
-        """Removes what was downloaded for a model."""
-        if claim.folder is None and not self._options.keep_files:
-            self._downloads.remove(Downloads.name(claim.repo, claim.revision))
+        """Removes what was downloaded for a model, or leaves it to the user."""
+        name = Downloads.name(claim.repo, claim.revision)
+        if self._options.keep_files:
+            self._downloads.keep(name)
+        else:
+            self._downloads.remove(name)
 
     def leave(self, claim: Claim) -> None:
         """Leaves what was downloaded for another try, if there is room."""
@@ -168,24 +235,20 @@ class Fetcher:
 
     def _from_folder(self, claim: Claim, folder: Path) -> tuple[Repository, str | None, int] | KnownWeights | None:
         options = self._options
-        repository = folders.fetch(
+        repository, identity = self._files.in_folder(
             claim.repo,
             claim.revision,
             folder,
             max_size_bytes=options.max_size_bytes,
             allow_pickle=options.allow_pickle,
         )
-        weights = weights_in(folder, allow_pickle=options.allow_pickle)
-        small = {name: (folder / name).read_bytes() for name in PREPROCESSOR_CONFIGS if (folder / name).is_file()}
-        digests = [hub.sha256_of(folder / name) for name in weights.files]
-        identity = identity_of(read_json(folder / CONFIG), small, digests)
         settled = self._settle(claim, identity, repository)
         return (repository, identity, 0) if settled is True else settled or None
 
     def _from_hub(self, claim: Claim) -> tuple[Repository, str | None, int] | KnownWeights | None:
         options, name = self._options, Downloads.name(claim.repo, claim.revision)
         found = hub.survey(claim.repo, claim.revision, waits_s=())
-        most = found.most_bytes(allow_pickle=options.allow_pickle) + _BOOKKEEPING_BYTES
+        most = self._files.most_bytes(found, allow_pickle=options.allow_pickle) + _BOOKKEEPING_BYTES
         if not self._downloads.fits(most):
             raise ModelRefusedError(
                 Reason.TOO_LARGE,
@@ -204,7 +267,7 @@ class Fetcher:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"its files took longer than {options.timeout_s:g} s (--fetch-timeout)")
 
-        plan = hub.settle(
+        plan = self._files.settle(
             found,
             max_size_bytes=options.max_size_bytes,
             allow_pickle=options.allow_pickle,

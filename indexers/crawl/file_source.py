@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from engine.errors import ModelError, ModelFailedError, Reason
-from indexers import folders
+from indexers import folders, vlm_files
 from indexers.crawl.filters import Filters, moment
 from indexers.crawl.hub_entry import entry_of
 from indexers.crawl.hub_source import HubApi
@@ -77,6 +77,7 @@ class NamedSource:
         argument: What ``expand`` takes.
         name: See `Source`.
         absence: See `Source`.
+        task: What the models are for: it decides which files of a folder matter.
 
     Raises:
         InputError: If the argument names no models, or something that is none; the message says where.
@@ -84,11 +85,11 @@ class NamedSource:
 
     follows = False
 
-    def __init__(self, argument: str, name: str, absence: str) -> None:
+    def __init__(self, argument: str, name: str, absence: str, task: str) -> None:
         self.name = name
         self.absence = absence
         self._argument = argument
-        self._hashes = FolderHashes()
+        self._hashes = FolderHashes(vlms=task == vlm_files.TASK)
         self._api: HubApi | None = None
         self._named: dict[str, ModelSource] = {}
         self._read()
@@ -179,7 +180,7 @@ class FileSource(NamedSource):
 
     Args:
         path: The file; read again in every pass.
-        filters: Of these the task counts for nothing.
+        filters: Of these the task counts for folders only.
 
     Raises:
         InputError: If it cannot be read, or a line names no model; the message says which.
@@ -187,7 +188,7 @@ class FileSource(NamedSource):
 
     def __init__(self, path: Path, filters: Filters) -> None:
         name = f"file:{path.absolute()}?{filters.query}".rstrip("?")
-        super().__init__(f"@{path}", name, f"it cannot be found any more, or {path} no longer names it")
+        super().__init__(f"@{path}", name, f"it cannot be found any more, or {path} no longer names it", filters.task)
 
 
 class FolderSource(NamedSource):
@@ -197,7 +198,7 @@ class FolderSource(NamedSource):
 
     Args:
         path: The folder; looked through again in every pass.
-        filters: Of these the task counts for nothing.
+        filters: Of these the task counts for folders only.
 
     Raises:
         InputError: If there is no model in it, or two models have the same id.
@@ -205,16 +206,20 @@ class FolderSource(NamedSource):
 
     def __init__(self, path: Path, filters: Filters) -> None:
         name = f"folder:{path.absolute()}?{filters.query}".rstrip("?")
-        super().__init__(str(path), name, f"it is no longer in {path}")
+        super().__init__(str(path), name, f"it is no longer in {path}", filters.task)
 
 
 class FolderHashes:
     """Content hashes of folders, which cost reading all their weights: remembered while the process lives.
 
     A folder is read again when the name, size or time of change of one of its files differs.
+
+    Args:
+        vlms: They hold vision-language models, in open_clip's layout, instead of classifiers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, vlms: bool = False) -> None:
+        self._vlms = vlms
         self._known: dict[Path, tuple[Signature, Listed]] = {}
 
     def keep(self, those: set[Path]) -> None:
@@ -234,10 +239,12 @@ class FolderHashes:
         known = self._known.get(folder)
         if known is not None and known[0] == before and known[1].repo == repo:
             return known[1]
-        revision, metadata = folders.revision_of(repo, folder)
+        revision, metadata = (vlm_files if self._vlms else folders).revision_of(repo, folder)
         newest_s = max((mtime_ns for _, _, mtime_ns in before), default=0) / 1e9
         modified = moment(datetime.fromtimestamp(newest_s, UTC).isoformat())
-        listed = Listed(repo, revision, folder, modified, _weights_bytes(folder, before), metadata=metadata)
+        listed = Listed(
+            repo, revision, folder, modified, _weights_bytes(folder, before, vlms=self._vlms), metadata=metadata
+        )
         try:
             # A file that was being written is read again the next time.
             if _signature(folder) == before:
@@ -296,9 +303,10 @@ def _signature(folder: Path) -> Signature:
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-def _weights_bytes(folder: Path, signature: Signature) -> int | None:
+def _weights_bytes(folder: Path, signature: Signature, *, vlms: bool) -> int | None:
     sizes = {name: size for name, size, _ in signature}
     try:
-        return sum(sizes[name] for name in weights_in(folder, allow_pickle=True).files)
+        weights = vlm_files.choose_weights(sizes, allow_pickle=True) if vlms else weights_in(folder, allow_pickle=True)
+        return sum(sizes[name] for name in weights.files)
     except (Declined, OSError, KeyError):
         return None

@@ -42,6 +42,7 @@ class Setup:
         cache_bytes: Size beyond which the oldest of them are removed.
         device: Where models run: ``auto``, ``cpu``, ``cuda`` ...
         allow_pickle: Also open pickled weights, restricted to tensors.
+        towers: They are vision-language models, whose towers are shown images of tasks, and no probes.
     """
 
     index: Path
@@ -50,6 +51,7 @@ class Setup:
     cache_bytes: int
     device: str = "cpu"
     allow_pickle: bool = False
+    towers: bool = False
 
     @property
     def on_gpu(self) -> bool:

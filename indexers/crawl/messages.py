@@ -22,6 +22,13 @@ MAX_MESSAGE_BYTES = 16 * 2**20
 RESPONSES = "responses.npy"
 """File in the scratch folder that holds a model's responses, float32 ``[n, outputs]``."""
 
+CONDUCTANCE = "conductance.npy"
+"""File in the scratch folder that holds a tower's conductance, float64 ``[images, blocks + 1]``: of each image the mean
+|conductance| of each block, and the completeness gap."""
+
+MAX_BLOCKS = 2000
+MAX_BLOCK_NAME = 300
+
 MAX_DETAIL = 500
 MAX_LABEL = 2000
 _MAX_SECONDS = 10.0**9
@@ -75,6 +82,66 @@ class Job(_Message):
     repo: str
     revision: str
     folder: str
+
+
+class Shown(_Message):
+    """An image of a task's sample.
+
+    Attributes:
+        path: Where it is.
+        sha256: Of its bytes.
+    """
+
+    path: str
+    sha256: str
+
+
+class Recorded(_Message):
+    """What profiles of a model there are.
+
+    Attributes:
+        revision: Hash of the weights they were made with.
+        blocks: Names of their blocks.
+        missing: Tasks without a profile that could be made like them.
+    """
+
+    revision: str
+    blocks: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+class ProfileJob(_Message):
+    """One vision-language model to load and profile.
+
+    Attributes:
+        number: Counts the jobs of a process.
+        name: As its profiles name it.
+        folder: Where its files are.
+        n_steps: Steps of the path.
+        precision: Of the passes, ``auto`` for the device's.
+        tasks: Images of the tasks' samples, by task.
+        recorded: Its profiles, None without. Under the same weights only what is missing is profiled.
+    """
+
+    number: int
+    name: str
+    folder: str
+    n_steps: int
+    precision: Literal["auto", "float32", "float16", "bfloat16"]
+    tasks: dict[str, tuple[Shown, ...]]
+    recorded: Recorded | None
+
+
+def images_of(job: ProfileJob, revision: str) -> dict[str, Shown]:
+    """The images that a job asks to show to a model, by hash, in their order.
+
+    Args:
+        job: The job.
+        revision: Hash of the weights that turned out to be there.
+    """
+    same = job.recorded is not None and job.recorded.revision == revision
+    names = job.recorded.missing if job.recorded is not None and same else tuple(job.tasks)
+    return {image.sha256: image for name in names for image in job.tasks[name]}
 
 
 class Hello(_Message):
@@ -134,6 +201,32 @@ class Answer(_Message):
     new_pixels: bool
 
 
+class ProfileAnswer(_Message):
+    """A tower was loaded and profiled; its conductance lies in the scratch folder unless there was no image to show.
+
+    Attributes:
+        number: Of the job.
+        revision: Hash of its weights and preprocessing.
+        blocks: Names of its blocks.
+        parameters: Number of them, of the whole model.
+        precision: Of the passes.
+        images: How many it was shown.
+        seconds: By stage.
+    """
+
+    kind: Literal["profiled"] = "profiled"
+    number: int
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    blocks: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=MAX_BLOCK_NAME, pattern=r"^[\x21-\x7e]+$")], ...],
+        Field(min_length=1, max_length=MAX_BLOCKS),
+    ]
+    parameters: _Count
+    precision: Literal["float32", "float16", "bfloat16"]
+    images: _Count
+    seconds: dict[Literal["load", "probe"], _Seconds]
+
+
 class Failure(_Message):
     """A model could not be loaded or probed.
 
@@ -151,7 +244,8 @@ class Failure(_Message):
     detail: Annotated[str, Field(max_length=MAX_DETAIL, pattern=r"^[^\r\n]*$")]
 
 
-Reply = Hello | Telling | Answer | Failure
+Reply = Hello | Telling | Answer | ProfileAnswer | Failure
+_JOBS: TypeAdapter[Job | ProfileJob] = TypeAdapter(Job | ProfileJob)
 _REPLIES: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])
 
 
@@ -169,6 +263,11 @@ def read_reply(data: bytes) -> Reply:
         raise GarbageError(f"said what cannot be meant ({where}: {ascii(first['msg'])[1:-1][:120]})") from error
     except RecursionError as error:
         raise GarbageError("said what cannot be meant (nested too deep)") from error
+
+
+def read_job(data: bytes) -> Job | ProfileJob:
+    """What the daemon asks for."""
+    return _JOBS.validate_json(data)
 
 
 class Channel:

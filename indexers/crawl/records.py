@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -91,5 +92,36 @@ class Probed:
     labels: tuple[str | None, ...]
     responses: npt.NDArray[np.float32]
     probabilities: bool
+    seconds: dict[str, float]
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """What a child process found out about one vision-language model; what `Probed` says of trust goes for it, too.
+
+    Attributes:
+        name: As profiles name it.
+        revision: Hash of its weights and preprocessing.
+        blocks: d names.
+        parameters: Number of them, of the whole model.
+        n_steps: Steps of the path.
+        precision: Of the passes.
+        rows: Mean |conductance| of each block, float64 ``[d]``, and the completeness gap, of each image that it was
+            shown, by the SHA-256 of the image.
+        again: It was shown the images of all tasks; otherwise its weights are those of its profiles, and it was shown
+            only what these lack.
+        seconds: By stage: ``load``, ``probe``.
+        memory_bytes: Largest resident size of the child so far.
+    """
+
+    name: str
+    revision: str
+    blocks: tuple[str, ...]
+    parameters: int
+    n_steps: int
+    precision: str
+    rows: Mapping[str, tuple[npt.NDArray[np.float64], float]]
+    again: bool
     seconds: dict[str, float]
     memory_bytes: int

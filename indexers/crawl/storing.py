@@ -7,9 +7,8 @@ and what a kill between the two leaves is found in the index when the crawl begi
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
-from engine.errors import ModelError, ModelRefusedError, Reason
+from engine.errors import Reason
 from engine.outputs import OutputTable
 from engine.schema import Model, ModelState
 from engine.similarity import REACH, same_responses, sketch
@@ -17,17 +16,11 @@ from engine.writer import IndexWriter
 from indexers.crawl import log
 from indexers.crawl.fetching import Fetched, KnownWeights
 from indexers.crawl.journal import Claim, Journal
+from indexers.crawl.keeper import Keeper, rounded
 from indexers.crawl.records import Probed
 from indexers.crawl.watch import Watch
 from indexers.keeping import describe_answers
 from indexers.loaders.base import Metadata
-
-PASSING = frozenset({Reason.NETWORK, Reason.CHECKSUM})
-"""Why a model is tried again by itself: what can be otherwise the next time."""
-
-CRASHES = 3
-"""So many times the process of a model may end under it: once it can have been another's fault, an administrator's or
-that of a machine short of memory."""
 
 SAME = 1e-3
 """Two models answer the same if their responses differ by no more than this, in standard deviations."""
@@ -36,7 +29,7 @@ _OPTIMISE_EVERY = 200_000
 """Outputs between two optimisations of the store."""
 
 
-class Storekeeper:
+class Storekeeper(Keeper[Probed]):
     """Writes to index and journal; used by one thread.
 
     Args:
@@ -47,9 +40,8 @@ class Storekeeper:
     """
 
     def __init__(self, writer: IndexWriter, journal: Journal, watch: Watch, *, keep_gone: bool) -> None:
+        super().__init__(journal, watch)
         self._writer = writer
-        self._journal = journal
-        self._watch = watch
         self._keep_gone = keep_gone
         self._since_optimised = 0
 
@@ -82,7 +74,12 @@ class Storekeeper:
         _, released = self._journal.recover(lambda _repo, _revision: None)
         return held, released
 
-    def probed(self, fetched: Fetched, probed: Probed) -> None:
+    def publish(self, *, force: bool) -> None:
+        """See `Keeper`; forcing it does not optimise the store, which can take longer than a signal waits."""
+        if not force or self._writer.dirty:
+            self._writer.snapshot(force=force)
+
+    def done(self, fetched: Fetched, found: Probed) -> None:
         """Stores what a model answered, or finds that another one answers the same.
 
         Raises:
@@ -94,27 +91,27 @@ class Storekeeper:
         claim, metadata = fetched.claim, _metadata(fetched.claim, fetched.repository.metadata)
         facts = _facts(claim, metadata).model_copy(
             update={
-                "library": probed.library,
-                "architecture": probed.architecture,
-                "parameters": probed.parameters,
-                "input_size": probed.input_size,
-                "probabilities": probed.probabilities,
+                "library": found.library,
+                "architecture": found.architecture,
+                "parameters": found.parameters,
+                "input_size": found.input_size,
+                "probabilities": found.probabilities,
             }
         )
-        model, table = describe_answers(self._writer, facts, probed.labels, probed.responses)
+        model, table = describe_answers(self._writer, facts, found.labels, found.responses)
         drawn = sketch(table)
-        seconds = dict(probed.seconds)
+        seconds = dict(found.seconds)
         original = self._same(table, drawn)
         if original is not None:
             self._copy(model, original, len(table), seconds, started)
             return
         keep = self._writer.index.manifest.responses == "keep"
-        self._writer.put(model, table, probed.responses if keep else None)
+        self._writer.put(model, table, found.responses if keep else None)
         seconds["store"] = time.perf_counter() - started
         self._journal.stored(claim.repo, claim.revision, outputs=len(table), sketch=drawn, seconds=seconds)
         self._watch.ended("store", claim.repo, seconds["store"])
         self._watch.stored(len(table), copy=False)
-        log.event("stored", model=claim.repo, revision=claim.revision, outputs=len(table), **_rounded(seconds))
+        log.event("stored", model=claim.repo, revision=claim.revision, outputs=len(table), **rounded(seconds))
         self._since_optimised += len(table)
         if self._since_optimised >= _OPTIMISE_EVERY:
             self._writer.store.optimize()
@@ -138,38 +135,6 @@ class Storekeeper:
             }
         )
         self._copy(model, original, there.outputs, {}, started)
-
-    def troubled(self, claim: Claim, error: ModelError) -> float | None:
-        """Records why a model is not in the index.
-
-        Returns:
-            When it is tried again, None if it is not.
-        """
-        reason, detail = error.reason.value, error.detail
-        if isinstance(error, ModelRefusedError):
-            self._record(claim, ModelState.REFUSED, reason, detail)
-            self._journal.refused(claim.repo, claim.revision, reason, detail)
-            self._watch.refused(reason)
-            log.event("refused", model=claim.repo, revision=claim.revision, reason=reason, detail=detail)
-            return None
-        passing = error.reason in PASSING or (error.reason is Reason.CRASHED and not self._crashes_always(claim))
-        again = self._journal.failed(
-            claim.repo,
-            claim.revision,
-            reason,
-            detail,
-            passing=passing,
-            retry_after_s=error.retry_after_s,
-        )
-        if again is not None:
-            wait_s = max(0.0, again - time.time())
-            self._watch.retried(reason, wait_s)
-            log.event("put off", model=claim.repo, reason=reason, detail=detail, wait_s=round(wait_s, 1))
-            return again
-        self._record(claim, ModelState.FAILED, reason, detail)
-        self._watch.failed(reason)
-        log.warning("failed", model=claim.repo, revision=claim.revision, reason=reason, detail=detail)
-        return None
 
     def gone(self, repo: str, detail: str) -> None:
         """A model has left the source: its outputs leave the results, its copies begin again."""
@@ -196,11 +161,6 @@ class Storekeeper:
         self._watch.ended("store", model.repo, seconds["store"])
         self._watch.stored(0, copy=True)
         log.event("stored", model=model.repo, revision=model.revision, copy_of=original)
-
-    def _crashes_always(self, claim: Claim) -> bool:
-        events = self._journal.history(claim.repo)
-        crashes = sum(event.reason == Reason.CRASHED and event.revision == claim.revision for event in events)
-        return crashes >= CRASHES - 1
 
     def _same(self, table: OutputTable, drawn: tuple[float, float]) -> str | None:
         for repo, revision in self._journal.similar(len(table), drawn, REACH * SAME):
@@ -232,7 +192,3 @@ def _facts(claim: Claim, metadata: Metadata) -> Model:
 def _metadata(claim: Claim, found: Metadata) -> Metadata:
     # The listing is older, and may say less.
     return found if found != Metadata() else claim.listed.metadata
-
-
-def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
-    return {f"{stage}_s": round(value, 3) for stage, value in seconds.items()}

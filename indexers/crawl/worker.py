@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import math
 import os
 import shutil
 import socket
 import time
-from pathlib import Path
-from typing import Final
-
-import numpy as np
+from dataclasses import replace
+from typing import TypeVar
 
 from engine.errors import HubhoundError, ModelError, ModelFailedError, ModelRefusedError, Reason
 from indexers.crawl import sandbox, scratch, watchdog
+from indexers.crawl.assignments import Assignment, Probing
 from indexers.crawl.limits import Limits, Setup
 from indexers.crawl.messages import (
-    RESPONSES,
     Answer,
     Blame,
     Channel,
@@ -26,7 +25,7 @@ from indexers.crawl.messages import (
     Failure,
     GarbageError,
     Hello,
-    Job,
+    ProfileAnswer,
     Telling,
     read_reply,
 )
@@ -37,12 +36,11 @@ from indexers.crawl.watchdog import BrokenError, Child, Progress, Watchdog
 from indexers.loaders.base import Repository
 from indexers.loaders.declined import REFUSALS
 from indexers.pixels import PixelCache
-from indexers.strange_arrays import StrangeArrayError, read
+from indexers.strange_arrays import StrangeArrayError
 
 __all__ = ["Limits", "Nursery", "Progress", "Setup", "Worker", "WorkerStopped"]
 
-STAGES: Final = ("load", "decode", "probe")
-"""What the seconds of a model are spent on in its process."""
+Found = TypeVar("Found")
 
 _POLL_S = 0.1
 _BIRTH_S = 30.0
@@ -102,12 +100,27 @@ class Worker:
             WorkerStopped: ``stop`` was called.
             OSError: The disk is full.
         """
+        return self.run(Probing(repository, self._nursery, self._cache), progress)
+
+    def run(self, assignment: Assignment[Found], progress: Progress | None = None) -> Found:
+        """Has a process do something with a model.
+
+        Args:
+            assignment: What with which.
+            progress: As of ``probe``.
+
+        Raises:
+            HubhoundError: As of ``probe``.
+            WorkerStopped: Likewise.
+            OSError: Likewise.
+        """
+        repository = assignment.repository
         last: BrokenError | None = None
         for _ in range(2):
             child = self._usable_child()
             used = child.jobs > 0
             try:
-                return self._run(child, repository, progress)
+                return self._run(child, assignment, progress)
             except BrokenError as broken:
                 last = broken
                 self._drop()
@@ -221,21 +234,19 @@ class Worker:
             return ending
         return None
 
-    def _run(self, child: Child, repository: Repository, progress: Progress | None) -> Probed:
+    def _run(self, child: Child, assignment: Assignment[Found], progress: Progress | None) -> Found:
         self._jobs += 1
         child.jobs += 1
-        watch = Watchdog(child, self._limits, progress)
-        job = Job(
-            number=self._jobs,
-            repo=repository.repo,
-            revision=repository.revision,
-            folder=str(repository.folder.absolute()),
-        )
+        watch = Watchdog(child, replace(self._limits, time_s=math.inf), progress)
+        started, time_s = time.monotonic(), assignment.time_s(self._limits, None)
+        job = assignment.job(self._jobs)
         try:
             child.channel.send(job, _SENT_S)
             while True:
                 self._check_stopped()
                 data = child.channel.receive(_POLL_S)
+                if time.monotonic() - started > time_s:
+                    raise BrokenError(Reason.TIMED_OUT, f"it was stopped after {time_s:g} s while {watch.stage}")
                 watch.look()
                 if data is None:
                     continue
@@ -243,10 +254,11 @@ class Worker:
                 match reply:
                     case Telling():
                         watch.tell(reply)
-                    case Answer(number=job.number):
-                        return self._take(child, reply)
+                        time_s = assignment.time_s(self._limits, reply)
+                    case Answer(number=job.number) | ProfileAnswer(number=job.number):
+                        return self._take(child, assignment, reply)
                     case Failure(number=job.number):
-                        self._take_failure(child, reply, repository)
+                        self._take_failure(child, reply, assignment)
                     case _:
                         raise GarbageError("answered what it was not asked")
         except ClosedError:
@@ -255,46 +267,17 @@ class Worker:
         except (GarbageError, StrangeArrayError) as error:
             raise BrokenError(Reason.CRASHED, f"its process {error} while {watch.stage}") from error
 
-    def _take(self, child: Child, answer: Answer) -> Probed:
-        n, outputs = answer.shape
-        if n != self._nursery.probes or len(answer.labels) != outputs:
-            raise GarbageError(
-                f"answered {n:,} x {outputs:,} responses and {len(answer.labels):,} labels "
-                f"to {self._nursery.probes:,} probes"
-            )
-        if not answer.pixels.startswith(f"{self._nursery.fingerprint[:16]}/"):
-            raise GarbageError("used other probes")
-        try:
-            responses = read(child.folder / RESPONSES, "<f4", answer.shape).astype(np.float32, copy=False)
-        except StrangeArrayError as error:
-            raise GarbageError(f"left strange responses: {error}") from error
-        if answer.new_pixels:
-            try:
-                file = child.folder / Path(answer.pixels).name
-                self._cache.adopt(answer.pixels, file, (n, 3, *answer.input_size))
-            except StrangeArrayError as error:
-                raise GarbageError(f"left strange pixels: {error}") from error
-        else:
-            self._cache.touch(answer.pixels)
-        probed = Probed(
-            library=answer.library,
-            architecture=answer.architecture,
-            parameters=answer.parameters,
-            input_size=answer.input_size,
-            labels=answer.labels,
-            responses=responses,
-            probabilities=answer.probabilities,
-            seconds={stage: answer.seconds.get(stage, 0.0) for stage in STAGES},
-            memory_bytes=child.process.peak_bytes() or 0,
-        )
+    def _take(self, child: Child, assignment: Assignment[Found], answer: Answer | ProfileAnswer) -> Found:
+        found = assignment.take(child, answer)
         if not scratch.empty(child.folder):
             self._drop()
-        return probed
+        return found
 
-    def _take_failure(self, child: Child, failure: Failure, repository: Repository) -> None:
+    def _take_failure(self, child: Child, failure: Failure, assignment: Assignment[object]) -> None:
+        repository = assignment.repository
         if failure.blame is Blame.PROBES:
             try:
-                self._nursery.check_probes(self._is_stopped)
+                assignment.check_images(self._is_stopped)
             except CancelledError:
                 raise WorkerStopped from None
             raise GarbageError("says that a probe cannot be read")

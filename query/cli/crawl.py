@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _OF_ONE_MODEL = frozenset({"stored", "refused", "failed", "put off", "gone"})
 """Events that a log for people leaves out unless asked for them: there are thousands, and `status` counts them."""
 
+_VLMS = "zero-shot-image-classification"
+
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -58,7 +60,12 @@ def _shard(_context: click.Context, _parameter: click.Parameter, text: str | Non
 def _listing_options(function: Function) -> Function:
     options = (
         click.option("--source", default="hub", show_default=True, metavar="hub|FILE|DIR", help="What is listed."),
-        click.option("--task", default="image-classification", show_default=True, help="The Hub's task."),
+        click.option(
+            "--task",
+            default="image-classification",
+            show_default=True,
+            help=f"The Hub's task; {_VLMS} profiles vision-language models on the index's tasks.",
+        ),
         click.option("--library", multiple=True, help="Only this library; may be repeated for several."),
         click.option("--author", help="Only this user or organisation."),
         click.option("--tag", multiple=True, help="Only with this tag; may be repeated for all of several."),
@@ -126,7 +133,11 @@ def _probing_options(function: Function) -> Function:
             "--model-memory", callback=_size, default="8GB", show_default=True, help="What one model may allocate."
         ),
         click.option(
-            "--model-timeout", callback=_duration, default="15m", show_default=True, help="To load and probe one model."
+            "--model-timeout",
+            callback=_duration,
+            default="15m",
+            show_default=True,
+            help="To load and probe one model, or to profile it on one task.",
         ),
         click.option(
             "--models-per-process",
@@ -134,6 +145,18 @@ def _probing_options(function: Function) -> Function:
             default=100,
             show_default=True,
             help="So many models, and their process is replaced.",
+        ),
+        click.option(
+            "--n-steps",
+            type=click.IntRange(min=1),
+            help="Of profiles: steps of the path.  [default: those of the model's other profiles, or else 50]",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+            default="auto",
+            show_default=True,
+            help="Of profiles: auto is that of the model's other profiles, or else the device's.",
         ),
         click.option("--probes", "probe_folder", type=click.Path(), help="Where the probe images are now, if moved."),
         click.option(
@@ -186,6 +209,7 @@ Examples:
   hubhound crawl --index zoo --author timm --library timm --max-params 100M --limit 50
   hubhound crawl --index zoo --source models.txt --follow --metrics-port 9400
   hubhound crawl --index zoo --source ./hub-mirror --shard 0/4
+  hubhound crawl --index zoo --task zero-shot-image-classification --author timm --device cuda
   hubhound crawl status --index zoo
   hubhound crawl why timm/resnet50.a1_in1k --index zoo
   hubhound crawl retry --reason network --index zoo
@@ -205,11 +229,16 @@ def crawl(context: click.Context, /, index_path: str | None, **given: Any) -> in
     models in Hub layout. Every model runs in a process of its own, without network and within limits. Killing the
     crawl at any moment loses nothing that was finished; run it again to go on. The first interrupt lets the models in
     hand finish, the second ends it at once.
+
+    With --task zero-shot-image-classification vision-language models in open_clip's layout are profiled on the index's
+    tasks, so that 'hubhound recommend' knows them. That crawl has a journal of its own: ask it with --index INDEX/vlms.
     """
     if context.invoked_subcommand is not None:
         return None
     if index_path is None:
         raise click.UsageError("Missing option '--index'.")
+    if given["task"] != _VLMS and (given["n_steps"] is not None or given["precision"] != "auto"):
+        raise click.UsageError(f"--n-steps and --precision are for profiles: they need --task {_VLMS}")
     return _crawl(Path(index_path).expanduser(), Given(**given))
 
 
@@ -250,6 +279,8 @@ class Given:
     model_memory: int
     model_timeout: float
     models_per_process: int
+    n_steps: int | None
+    precision: Any
     probe_folder: str | None
     cache: str | None
     pixels_size: int
@@ -284,13 +315,15 @@ def _crawl(index: Path, given: Given) -> int:
     from huggingface_hub.utils import logging as hub_logging
 
     from engine.writer import IndexWriter
-    from indexers.crawl import heartbeat, log, metrics
+    from indexers.crawl import heartbeat, kinds, log, metrics
     from indexers.crawl.backoff import Backoff
     from indexers.crawl.daemon import CrawlOptions, Daemon
     from indexers.crawl.fetching import FetchOptions
     from indexers.crawl.journal import FILE, Journal
     from indexers.crawl.limits import Limits, Setup
     from indexers.crawl.listing import open_source
+    from indexers.crawl.profile_journal import HOME, ProfileJournal
+    from indexers.crawl.standing_profiles import ProfileOptions
     from indexers.crawl.watch import Watch
     from query.cli.crawl_view import CrawlView, report
 
@@ -299,11 +332,19 @@ def _crawl(index: Path, given: Given) -> int:
     filters = _filters(given)
     source = open_source(given.source, filters)
     watch = Watch()
+    vlms = given.task == _VLMS
+    path = index / HOME / FILE if vlms else index / FILE
     backoff = Backoff(given.retry_wait, longest_s=max(given.retry_wait, 3600.0), attempts=given.retries)
     with ExitStack() as stack:
         writer = stack.enter_context(IndexWriter(index))
-        (index / FILE).parent.mkdir(exist_ok=True)
-        journal = stack.enter_context(Journal(index / FILE, backoff=backoff))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        journal = stack.enter_context((ProfileJournal if vlms else Journal)(path, backoff=backoff))
+        kind: kinds.Kind[Any]
+        if isinstance(journal, ProfileJournal):
+            how = ProfileOptions(given.n_steps, given.precision)
+            kind = kinds.vlms(writer, journal, watch, how, keep_gone=given.keep_gone)
+        else:
+            kind = kinds.classifiers(writer, journal, watch, keep_gone=given.keep_gone)
         logger = stack.enter_context(log.logging_to(given.log_format))
         if given.log_format == "text" and not given.verbose:
             stack.callback(logger.removeFilter, _not_of_one_model)
@@ -311,11 +352,12 @@ def _crawl(index: Path, given: Given) -> int:
         if given.metrics_port is not None:
             server = stack.enter_context(metrics.serve(watch, given.metrics_port, given.metrics_host))
             note(f"metrics are on {server.url}")
-        beats = stack.enter_context(heartbeat.HeartbeatWriter(index / "crawl" / heartbeat.FILE, watch))
+        beats = stack.enter_context(heartbeat.HeartbeatWriter(path.with_name(heartbeat.FILE), watch))
         view = stack.enter_context(CrawlView(watch, given.log_format))
         daemon = Daemon(
             writer,
             journal,
+            kind,
             source,
             filters,
             CrawlOptions(
@@ -326,7 +368,6 @@ def _crawl(index: Path, given: Given) -> int:
                 workers=given.workers,
                 prefetch=given.prefetch,
                 downloads_bytes=given.cache_size,
-                keep_gone=given.keep_gone,
                 limit=given.limit,
             ),
             FetchOptions(parse_size(given.max_size), given.allow_pickle, given.fetch_timeout, given.keep_files),
@@ -337,6 +378,7 @@ def _crawl(index: Path, given: Given) -> int:
                 cache_bytes=given.pixels_size,
                 device=given.device,
                 allow_pickle=given.allow_pickle,
+                towers=vlms,
             ),
             Limits(
                 memory_bytes=given.model_memory,
@@ -353,7 +395,7 @@ def _crawl(index: Path, given: Given) -> int:
         code = daemon.run(tick)
         view.close()
         report(watch.now(), given.form)
-    _say_more(watch, index)
+    _say_more(watch, path.parents[1])
     return code
 
 

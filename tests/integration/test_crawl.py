@@ -115,7 +115,7 @@ def test_kills_lose_nothing_and_probe_nothing_twice(hub: HubServer, crowd: Crowd
     assert calm.run() == 0
     hub.random_faults(0.05, seed=4)
     crawl = crawl_of(hub, tmp_path, "killed", options=(*QUICK[:2], "--retries", "60"))
-    killed = crawl_with_kills(crawl, 6, seed=1, pause_s=(0.2, 2.0))
+    killed = crawl_with_kills(crawl, 6, seed=1, pause_s=(0.05, 1.0))
     assert len(killed) >= 4
     assert mistakes(crawl.index, crowd, revisions(hub, crowd)) == []
     assert history(crawl.index).probed_again == ()
@@ -244,6 +244,20 @@ def test_the_space_for_downloads_is_never_exceeded(small: tuple[HubServer, Crowd
     assert process.returncode == 0
     assert 0 < most <= limit
     assert mistakes(crawl.index, crowd, revisions(hub, crowd)) == []
+
+
+def test_kept_files_stay_and_make_room(small: tuple[HubServer, Crowd], tmp_path: Path) -> None:
+    hub, crowd = small
+    crawl = crawl_of(hub, tmp_path)
+    downloads = crawl.index / "crawl" / "downloads"
+    assert crawl.run("--keep-files", "--cache-size", "600KB", "--limit", "8") == 0
+    first = {path.name for path in downloads.iterdir()}
+    assert 1 <= len(first) < 8  # as many as fit
+    assert crawl.run("--keep-files") == 0
+    assert first < {path.name for path in downloads.iterdir()}
+    assert mistakes(crawl.index, crowd, revisions(hub, crowd)) == []
+    assert crawl.run() == 0
+    assert not downloads.exists()
 
 
 def test_what_does_not_fit_the_space_is_refused_with_the_option(small: tuple[HubServer, Crowd], tmp_path: Path) -> None:

@@ -277,37 +277,37 @@ def kill_some(process: subprocess.Popen[bytes], target: str, rng: np.random.Gene
     return True
 
 
-def crawl_with_kills(crawl: Crawl, kills: int, seed: int, pause_s: tuple[float, float] = (0.5, 6.0)) -> list[str]:
+def crawl_with_kills(crawl: Crawl, kills: int, seed: int, pause_s: tuple[float, float] = (0.1, 3.0)) -> list[str]:
     """Crawls to the end, being killed at random moments and begun again each time; what was killed, in order."""
     rng = np.random.default_rng(seed)
-    done = []
+    done: list[str] = []
     process = crawl.start("--once")
-    while len(done) < kills:
-        wait_for_work(crawl.index, process)
-        try:
-            process.wait(float(rng.uniform(*pause_s)))
-        except subprocess.TimeoutExpired:
-            target = TARGETS[len(done) % 3]
-            done.append(target)
-            if kill_some(process, target, rng):
-                process = crawl.start("--once")
-            continue
-        break  # it came to its end before all the kills
-    assert process.wait(600) == 0, "the last crawl did not end well"
+    try:
+        while len(done) < kills:
+            wait_for_work(crawl.index, process)
+            try:
+                process.wait(float(rng.uniform(*pause_s)))
+            except subprocess.TimeoutExpired:
+                target = TARGETS[len(done) % 3]
+                done.append(target)
+                if kill_some(process, target, rng):
+                    process = crawl.start("--once")
+                continue
+            break  # it came to its end before all the kills
+        assert process.wait(600) == 0, "the last crawl did not end well"
+    finally:
+        process.kill()
+        process.wait()
     return done
 
 
 def wait_for_work(index: Path, process: subprocess.Popen[bytes], timeout_s: float = 120) -> None:
-    """Waits until a crawl has models in hand: then a kill hurts most."""
-
-    def busy(journal: Journal) -> bool:
-        counts = journal.counts()
-        return bool(counts[State.PROBING] or counts[State.FETCHED])
-
+    """Waits until this very process has begun to probe a model: then a kill hurts most."""
+    begun = "SELECT 1 FROM events WHERE pid = ? AND state = 'probing' LIMIT 1"
     deadline = time.monotonic() + timeout_s
     while process.poll() is None and time.monotonic() < deadline:
-        if (index / FILE).exists():
-            with suppress(InputError), Journal(index / FILE, read_only=True) as journal:
-                if busy(journal):
-                    return
-        time.sleep(0.1)
+        uri = f"file:{index / FILE}?mode=ro"
+        with suppress(sqlite3.OperationalError), closing(sqlite3.connect(uri, uri=True)) as database:
+            if database.execute(begun, (process.pid,)).fetchone():
+                return
+        time.sleep(0.05)

@@ -1,0 +1,88 @@
+"""The kinds of models that a crawl can be about: which files they need, what is done with them, what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from engine.writer import IndexWriter
+from indexers import vlm_files
+from indexers.crawl.assignments import Profiling
+from indexers.crawl.fetching import ClassifierFiles, Fetched, Files
+from indexers.crawl.journal import Journal
+from indexers.crawl.keeper import Keeper
+from indexers.crawl.profile_journal import ProfileJournal
+from indexers.crawl.profiles import ProfileKeeper
+from indexers.crawl.records import Probed, Profiled
+from indexers.crawl.samples import Samples
+from indexers.crawl.standing_profiles import ProfileOptions, Standings, name_of
+from indexers.crawl.storing import Storekeeper
+from indexers.crawl.watch import Watch
+from indexers.crawl.watchdog import Progress
+from indexers.crawl.worker import Worker
+
+Found = TypeVar("Found", Probed, Profiled)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[Found]):
+    """A kind of models.
+
+    Attributes:
+        folder: Where the crawl keeps its things.
+        files: Which files of a repository are needed.
+        work: Has a worker find out about a fetched model what is to be stored.
+        keeper: Stores it.
+    """
+
+    folder: Path
+    files: Files
+    work: Callable[[Worker, Fetched, Progress], Found]
+    keeper: Keeper[Found]
+
+
+def classifiers(writer: IndexWriter, journal: Journal, watch: Watch, *, keep_gone: bool) -> Kind[Probed]:
+    """Image classifiers, which are shown the probes.
+
+    Args:
+        writer: The index.
+        journal: Of the crawl.
+        watch: Counts.
+        keep_gone: Leave models in the index that the hub no longer has.
+    """
+
+    def work(worker: Worker, fetched: Fetched, progress: Progress) -> Probed:
+        return worker.probe(fetched.repository, progress)
+
+    keeper = Storekeeper(writer, journal, watch, keep_gone=keep_gone)
+    return Kind(journal.path.parent, ClassifierFiles(), work, keeper)
+
+
+def vlms(
+    writer: IndexWriter, journal: ProfileJournal, watch: Watch, options: ProfileOptions, *, keep_gone: bool
+) -> Kind[Profiled]:
+    """Vision-language models, which are profiled on the index's tasks.
+
+    Args:
+        writer: The index.
+        journal: Of the crawl.
+        watch: Counts.
+        options: How they are profiled.
+        keep_gone: Leave profiles of models in the index that the hub no longer has.
+
+    Raises:
+        InputError: The index has no tasks.
+        IndexDamagedError: An image of a task is missing or has changed.
+    """
+    samples = Samples.of(writer.index.folder, writer.store.tasks())
+    standings = Standings(samples, options, writer.store.profiles())
+
+    def work(worker: Worker, fetched: Fetched, progress: Progress) -> Profiled:
+        claim, repository = fetched.claim, fetched.repository
+        job = standings.job(name_of(claim.repo, claim.folder), repository.folder)
+        return worker.run(Profiling(repository, job, samples.check), progress)
+
+    keeper = ProfileKeeper(writer, journal, watch, standings, keep_gone=keep_gone)
+    return Kind(journal.path.parent, vlm_files, work, keeper)
