@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import psutil
-
 from engine.errors import ModelError
 from engine.writer import IndexWriter
 from indexers.crawl import log
@@ -37,6 +35,8 @@ from indexers.crawl.listing import Source
 from indexers.crawl.nursery import CancelledError, Nursery
 from indexers.crawl.records import Probed, Profiled
 from indexers.crawl.stages import InProcess
+from indexers.crawl.unforeseen import STRANGE, unforeseen
+from indexers.crawl.upkeep import Upkeep
 from indexers.crawl.watch import Watch
 from indexers.crawl.worker import Worker, WorkerStopped
 
@@ -45,12 +45,6 @@ GRACE_S = 20.0
 
 _TICK_S = 0.1
 _IDLE_S = 0.2
-_GAUGES_EVERY_S = 2.0
-_GAUGES_SHARE = 0.02
-"""Of the main thread's time that counting what waits may take: with a million rows it takes a tenth of a second."""
-
-_REMEMBER_S = 90 * 86_400.0
-_PRUNE_EVERY_S = 86_400.0
 _LONGEST_PAUSE_S = 300.0
 
 
@@ -153,7 +147,7 @@ class Daemon:
         own = hashlib.sha256(str(writer.index.folder.resolve()).encode()).hexdigest()[:16]
         self._nursery = Nursery(setup, limits, setup.cache / f"scratch-{own}", preload=preload)
         self._workers = [Worker(self._nursery) for _ in range(options.workers)]
-        self._gauges_due = self._prune_due = 0.0
+        self._upkeep = Upkeep(journal, watch, self._ready.qsize, lambda: self._downloads.used_bytes)
 
     @property
     def phase(self) -> str:
@@ -216,7 +210,7 @@ class Daemon:
         else:
             self._keep(item)
         self._keeper.publish(force=False)
-        self._gauges()
+        self._upkeep.run()
 
     def _keep(self, item: tuple[Fetched, Found] | KnownWeights | _Troubled | _Gone) -> None:
         if isinstance(item, _Gone):
@@ -235,6 +229,8 @@ class Daemon:
                 self._keeper.done(fetched, found)
             except ModelError as error:
                 self._keeper.troubled(claim, error)
+            except STRANGE as error:
+                self._keeper.troubled(claim, unforeseen(claim, error))
         (self._fetcher.leave if leave else self._fetcher.forget)(claim)
         self._in_hand.give_back(identity)
         self._claims.pop((claim.repo, claim.revision), None)
@@ -247,23 +243,6 @@ class Daemon:
         with self._claiming:  # a thread may be between claiming and telling
             waiting = self._journal.queue()
             return not self._claims and not waiting.due and not waiting.waiting
-
-    def _gauges(self) -> None:
-        now = time.monotonic()
-        if now < self._gauges_due:
-            return
-        process = psutil.Process()
-        waiting = self._journal.queue()
-        self._watch.gauge("queue", waiting.due + waiting.waiting + self._ready.qsize())
-        self._watch.gauge("disk_bytes", self._downloads.used_bytes)
-        self._watch.gauge("memory_bytes", process.memory_info().rss)
-        if hasattr(process, "num_fds"):
-            self._watch.gauge("fds", process.num_fds())
-        if now >= self._prune_due:
-            self._prune_due = now + _PRUNE_EVERY_S
-            self._journal.prune(_REMEMBER_S)
-        took_s = time.monotonic() - now
-        self._gauges_due = now + max(_GAUGES_EVERY_S, took_s / _GAUGES_SHARE)
 
     def _wind_up(self, probers: list[threading.Thread], tick: Callable[[str], None]) -> None:
         """Stores what is finished within the grace, and puts back what is not."""
@@ -285,6 +264,8 @@ class Daemon:
             self._writer.finish()
         elif self._trouble is None:
             self._keeper.publish(force=True)
+        if self._trouble is None:
+            self._upkeep.run(at_once=True)
 
     def _close(self) -> None:
         self._stop.set()
@@ -347,6 +328,8 @@ class Daemon:
                 if error.retry_after_s:
                     # The Hub asks everyone to wait who comes from here, not the one request.
                     self._pause_until = time.monotonic() + min(error.retry_after_s, _LONGEST_PAUSE_S)
+            except STRANGE as error:
+                item = _Troubled(claim, unforeseen(claim, error))
             finally:
                 self._watch.ended("fetch", claim.repo, time.perf_counter() - started)
             if item is None:
