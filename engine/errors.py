@@ -27,6 +27,25 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 
+DETAIL_CHARACTERS = 300
+"""Longest detail that is kept: libraries put whole lists of parameters into their messages, strangers anything."""
+
+
+def one_line(text: str, characters: int = DETAIL_CHARACTERS) -> str:
+    """Bring what libraries and strangers wrote into one line that a store and a terminal can take.
+
+    Args:
+        text: Anything, lone surrogates and control characters too.
+        characters: Most that are kept, at least 1.
+    """
+    # Cut twice: what was sent to fill the memory is not looked through first.
+    shown = "".join(
+        "\N{REPLACEMENT CHARACTER}" if "\ud800" <= c <= "\udfff" else c if c.isprintable() else " "
+        for c in text[: 8 * characters]
+    )
+    line = " ".join(shown.split())
+    return line if len(line) <= characters else line[: characters - 1] + "…"
+
 
 class HubhoundError(Exception):
     """Base of all errors that hubhound raises on purpose; the message is one line for a person."""
@@ -197,7 +216,7 @@ class ModelError(HubhoundError):
 
     Args:
         reason: The kind of failure, to count by.
-        detail: One line for a person: what was found and what to do.
+        detail: One line for a person: what was found and what to do; made one by `one_line`.
         model: Repository id ``org/name``.
         revision: Commit or content hash, if it is known by then.
         retry_after_s: Seconds to wait before the next try, where the Hub named them.
@@ -211,6 +230,7 @@ class ModelError(HubhoundError):
         revision: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
+        detail = one_line(detail)
         super().__init__(f"{model}: {reason.value}: {detail}")
         self.reason = reason
         self.detail = detail

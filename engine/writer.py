@@ -207,6 +207,14 @@ class IndexWriter:
         old = self.store.outputs(repo, current.revision)
         return copies if old is not None and same_responses(old, table) else []
 
+    def remove_others(self, repo: str, keep_revision: str | None) -> None:
+        """Removes the outputs and responses of a repository, except those of one revision; what a kill has left.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        self._remove_outputs(repo, keep_revision)
+
     def _remove_outputs(self, repo: str, keep_revision: str | None = None) -> None:
         self.store.delete_outputs(repo, keep_revision)
         self.index.responses.remove_others(repo, keep_revision)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 
 from engine.errors import Reason
@@ -21,6 +20,13 @@ from indexers.loaders.layout import (
     read_json,
     weights_in,
 )
+
+MAX_STATED_CHARACTERS = 200
+"""Longest licence, tag or library name that counts as stated."""
+
+MAX_STATED_TAGS = 200
+
+_LARGEST = 2**63 - 1
 
 MAX_CARD_BYTES = 2**20
 """Largest model card whose header is read."""
@@ -56,7 +62,7 @@ def revision_of(repo: str, folder: Path) -> tuple[str, Metadata]:
                 continue
             with (folder / name).open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:40], _metadata(folder)
+        return digest.hexdigest()[:40], _metadata(folder)
 
 
 def fetch(repo: str, revision: str, folder: Path, *, max_size_bytes: int, allow_pickle: bool) -> Repository:
@@ -80,7 +86,7 @@ def fetch(repo: str, revision: str, folder: Path, *, max_size_bytes: int, allow_
         weights = weights_in(folder, allow_pickle=allow_pickle)
         _check_links(folder, [*weights.files, *([weights.index] if weights.index else [])], Reason.BROKEN_WEIGHTS)
         check_size(sum((folder / name).stat().st_size for name in weights.files), max_size_bytes)
-    return Repository(repo, revision, folder, _metadata(folder))
+        return Repository(repo, revision, folder, _metadata(folder))
 
 
 def _check_links(folder: Path, names: list[str], reason: Reason) -> None:
@@ -99,13 +105,10 @@ def _metadata(folder: Path) -> Metadata:
         stated = metadata_load(card) or {}
     except Exception:  # a card is written by people, and nothing depends on it
         return Metadata()
-    library = stated.get("library_name")
-    tags = stated.get("tags")
-    return replace(
-        Metadata(),
+    return Metadata(
         licence=licence_of(stated.get("license")),
-        tags=tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else (),
-        library=library if isinstance(library, str) else None,
+        tags=tags_of(stated.get("tags")),
+        library=text_of(stated.get("library_name")),
     )
 
 
@@ -114,6 +117,31 @@ def licence_of(stated: object) -> str | None:
 
     Args:
         stated: An id, a list of ids, or nothing.
+
+    Returns:
+        None where it is not stated, or not in at most `MAX_STATED_CHARACTERS` that can be printed.
     """
-    ids = [item for item in (stated if isinstance(stated, list) else [stated]) if isinstance(item, str) and item]
-    return ", ".join(ids) or None
+    return text_of(", ".join(tags_of(stated if isinstance(stated, list) else [stated])))
+
+
+def text_of(stated: object) -> str | None:
+    """What a stranger stated, if it is a text of at most `MAX_STATED_CHARACTERS` that can be printed, else None."""
+    # Lone surrogates cannot be printed either; no store takes them.
+    is_text = isinstance(stated, str) and 0 < len(stated) <= MAX_STATED_CHARACTERS and stated.isprintable()
+    return stated if is_text else None  # type: ignore[return-value]
+
+
+def tags_of(stated: object, most: int = MAX_STATED_TAGS) -> tuple[str, ...]:
+    """What a stranger stated as tags; those that are no text as of `text_of` are left out.
+
+    Args:
+        stated: A list, or anything else for no tags.
+        most: Of so many, the first ones, is taken notice.
+    """
+    return tuple(tag for tag in (stated if isinstance(stated, list | tuple) else ())[:most] if text_of(tag))
+
+
+def count_of(stated: object) -> int | None:
+    """What a stranger stated, if it is a number from 0 that a database can hold, else None."""
+    # bool is an int; SQLite's integers end at 2^63.
+    return stated if type(stated) is int and 0 <= stated <= _LARGEST else None

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.errors import Reason
-from indexers.folders import licence_of
-from indexers.hub_errors import RETRY_WAITS_S, hub_errors, patiently
+from indexers.folders import count_of, licence_of, tags_of, text_of
+from indexers.hub_errors import RETRY_WAITS_S, hub_errors, making_sense, patiently
+from indexers.hub_progress import bar, tell_as_it_comes
 from indexers.identity import identity_of
 from indexers.loaders.base import Metadata, Repository
 from indexers.loaders.declined import Declined, naming
@@ -40,6 +42,12 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 INFO_TIMEOUT_S = 30.0
+
+MAX_NAME_CHARACTERS = 1024
+"""Longest name of a file that is taken notice of."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+"""What a commit sha looks like."""
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of the weights that are here, and their bytes in all; what it raises ends the download."""
@@ -143,7 +151,8 @@ def revision_of(repo: str, revision: str | None, *, waits_s: Sequence[float] | N
     """
     with naming(repo, None), hub_errors(None):
         info = _info(_api(), repo, revision, waits_s, files=False)
-        return _commit(info), _metadata(info)
+        with making_sense():
+            return _commit(info, revision), _metadata(info)
 
 
 def survey(repo: str, revision: str, *, waits_s: Sequence[float] | None = None) -> Survey:
@@ -156,19 +165,23 @@ def survey(repo: str, revision: str, *, waits_s: Sequence[float] | None = None) 
 
     Raises:
         ModelRefusedError: If it is gated.
-        ModelFailedError: If it is missing, or the Hub cannot be reached.
+        ModelFailedError: If it is missing, or the Hub cannot be reached or answers nonsense.
     """
     with naming(repo, revision), hub_errors(None):
         info = _info(_api(), repo, revision, waits_s, files=True)
-        files = {
-            file.rfilename: RemoteFile(
-                file.size,
-                file.lfs.sha256 if file.lfs is not None else file.blob_id,
-                file.lfs.sha256 if file.lfs is not None else None,
-            )
-            for file in info.siblings or ()
-        }
-        return Survey(repo, _commit(info), files, _metadata(info))
+        with making_sense():
+            files = {}
+            for file in info.siblings or ():
+                name, sha256 = file.rfilename, file.lfs.sha256 if file.lfs is not None else None
+                digest = sha256 if file.lfs is not None else file.blob_id
+                if not isinstance(name, str):
+                    raise ValueError("a file whose name is no text")
+                if (file.size is not None and count_of(file.size) is None) or (digest and not text_of(digest)):
+                    raise ValueError(f"the size or the hash of {name[:100]!r}")
+                # Nothing that a loader needs is called so that it cannot be printed.
+                if len(name) <= MAX_NAME_CHARACTERS and name.isprintable():
+                    files[name] = RemoteFile(file.size, digest, sha256)
+            return Survey(repo, _commit(info, revision), files, _metadata(info))
 
 
 def settle(
@@ -178,6 +191,7 @@ def settle(
     allow_pickle: bool,
     cache: Path | None,
     waits_s: Sequence[float] | None = None,
+    progress: Progress | None = None,
 ) -> Plan:
     """Download the small files, and decide from names, sizes and config whether a loader will want the model.
 
@@ -187,6 +201,7 @@ def settle(
         allow_pickle: Whether weights may be pickles where there is nothing else.
         cache: Folder for downloads, None for huggingface_hub's own.
         waits_s: Seconds before each further try of what can pass.
+        progress: Called with zeros as the small files come: nothing of the weights is here.
 
     Raises:
         ModelRefusedError: If it is no image classifier, needs remote code, is too large or pickled only.
@@ -199,11 +214,9 @@ def settle(
             library = found.metadata.library
             kind = f"a {library} model" if library else "of no library it names"
             raise Declined(Reason.UNSUPPORTED_LIBRARY, f"there is no {CONFIG}, it is {kind}")
-        if found.size_of(CONFIG) > MAX_JSON_BYTES:
-            raise Declined(Reason.BROKEN_CONFIG, f"{CONFIG} is larger than {MAX_JSON_BYTES >> 20} MiB")
 
         def get(name: str) -> Path:
-            return fetch_file(found, name, cache, waits_s)
+            return fetch_json(found, name, cache, waits_s, progress)
 
         path = get(CONFIG)
         config = read_json(path)
@@ -313,10 +326,11 @@ def _api() -> HfApi:
 
 
 def _info(api: HfApi, repo: str, revision: str | None, waits_s: Sequence[float] | None, *, files: bool) -> ModelInfo:
-    return patiently(
-        lambda: api.model_info(repo, revision=revision, files_metadata=files, timeout=INFO_TIMEOUT_S),
-        RETRY_WAITS_S if waits_s is None else waits_s,
-    )
+    with making_sense():
+        return patiently(
+            lambda: api.model_info(repo, revision=revision, files_metadata=files, timeout=INFO_TIMEOUT_S),
+            RETRY_WAITS_S if waits_s is None else waits_s,
+        )
 
 
 def fetch_file(
@@ -333,20 +347,47 @@ def fetch_file(
         name: Of the file.
         cache: Folder for downloads, None for huggingface_hub's own.
         waits_s: Seconds before each further try of what can pass.
-        advance: Called with the bytes that came.
+        advance: Called with the bytes that came, 0 before the first; what it raises ends the download.
+
+    Raises:
+        Declined: If more comes than is stated, or `MAX_JSON_BYTES` where no size is stated, or nonsense.
     """
-    api, bar = _api(), _bar(advance)
-    return Path(
-        patiently(
-            lambda: api.hf_hub_download(found.repo, name, revision=found.revision, cache_dir=cache, tqdm_class=bar),
-            RETRY_WAITS_S if waits_s is None else waits_s,
+    stated = found.sizes.get(name)
+    api, shown = _api(), bar(name, MAX_JSON_BYTES if stated is None else stated, advance)
+    if advance is not None:
+        advance(0)
+    tell_as_it_comes()
+    with making_sense():
+        return Path(
+            patiently(
+                lambda: api.hf_hub_download(
+                    found.repo, name, revision=found.revision, cache_dir=cache, tqdm_class=shown
+                ),
+                RETRY_WAITS_S if waits_s is None else waits_s,
+            )
         )
-    )
 
 
-def _commit(info: ModelInfo) -> str:
+def fetch_json(
+    found: Survey, name: str, cache: Path | None, waits_s: Sequence[float] | None, progress: Progress | None
+) -> Path:
+    """Download a JSON file: as `fetch_file`, but nothing beyond `MAX_JSON_BYTES`; ``progress`` hears of zeros.
+
+    Raises:
+        Declined: If it is larger.
+    """
+    if found.size_of(name) > MAX_JSON_BYTES:
+        raise Declined(Reason.BROKEN_CONFIG, f"{name} is larger than {MAX_JSON_BYTES >> 20} MiB")
+    return fetch_file(found, name, cache, waits_s, lambda _size_bytes: progress(0, 0) if progress else None)
+
+
+def _commit(info: ModelInfo, asked: str | None) -> str:
     if not info.sha:
         raise Declined(Reason.NETWORK, "the Hub states no commit for it")
+    if COMMIT.fullmatch(info.sha) is None:
+        raise ValueError("a commit that is none")
+    if asked is not None and COMMIT.fullmatch(asked) and asked != info.sha:
+        raise Declined(Reason.NETWORK, f"asked for the commit {asked[:12]} the Hub answers with {info.sha[:12]}")
     return info.sha
 
 
@@ -354,33 +395,8 @@ def _metadata(info: ModelInfo) -> Metadata:
     card = info.card_data
     return Metadata(
         licence=licence_of(card.get("license") if card is not None else None),
-        tags=tuple(info.tags or ()),
-        downloads=info.downloads,
-        likes=info.likes,
-        library=info.library_name,
+        tags=tags_of(info.tags),
+        downloads=count_of(info.downloads),
+        likes=count_of(info.likes),
+        library=text_of(info.library_name),
     )
-
-
-def _bar(advance: Callable[[int], None] | None) -> type[Any]:
-    """A progress bar class for huggingface_hub that shows nothing and passes the bytes on."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    class Bar(tqdm):  # type: ignore[misc]
-        monitor_interval = 0  # or each class of bars starts a thread that never ends
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs["disable"] = True
-            super().__init__(*args, **kwargs)
-
-        def update(self, n: float | None = 1) -> None:
-            if advance is not None:
-                advance(int(n or 0))
-
-        # Without these two a download over Xet makes two bars of this class and counts every byte twice.
-        def update_transfer(self, n: float | None = 1) -> None:
-            pass
-
-        def set_transfer_postfix_str(self, text: str = "", refresh: bool = True) -> None:
-            pass
-
-    return Bar

@@ -22,6 +22,7 @@ MAX_WAIT_S = 60.0
 """Longest wait, in seconds, that the Hub can ask for; beyond that the model is left for another run."""
 
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
+_NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 
 Result = TypeVar("Result")
@@ -124,6 +125,24 @@ def hub_errors(cache: Path | None) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def making_sense() -> Iterator[None]:
+    """Turn what the code of huggingface_hub, or ours, raises over an answer that makes no sense into a reason.
+
+    Raises:
+        Declined: It passes: whoever answers may be no Hub at all, but what a network puts in its place.
+    """
+    try:
+        yield
+    except OSError:  # some of huggingface_hub's own errors are this and a ValueError too
+        raise
+    except _NONSENSE as error:
+        if _is_transport(error):
+            raise
+        said = f"what the Hub says of it is nonsense: {first_line(error, 200)}: try again later"
+        raise Declined(Reason.NETWORK, said) from error
+
+
 def _declined(error: BaseException) -> Declined:
     from huggingface_hub import errors
 
@@ -134,5 +153,5 @@ def _declined(error: BaseException) -> Declined:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return Declined(Reason.NETWORK, "HF_HUB_OFFLINE is set, and it is not in the cache")
     asked_s = retry_after_s(error) or None
-    detail = f"the Hub did not answer as it should: {first_line(error)}: try again later"
+    detail = f"the Hub did not answer as it should: {first_line(error, 200)}: try again later"
     return Declined(Reason.NETWORK, detail, asked_s)

@@ -6,6 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
+from engine.errors import Reason
+from indexers.loaders.declined import Declined
+
 _NAMES = frozenset({"id2label", "label2id", "label_names", "label_descriptions"})
 _REMARKS = frozenset({"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map"})
 _ORIGIN = frozenset({"license", "tag", "source", "url", "file", "hf_hub_id", "hf_hub_filename", "origin_url"})
@@ -22,6 +25,9 @@ def identity_of(config: Mapping[str, object], small: Mapping[str, bytes], digest
 
     Returns:
         A SHA-256 in hexadecimal, None where a hash is not known.
+
+    Raises:
+        Declined: The config is nested so deeply that it cannot be written again.
     """
     if None in digests:
         return None
@@ -29,5 +35,8 @@ def identity_of(config: Mapping[str, object], small: Mapping[str, bytes], digest
     if isinstance(trained := kept.get("pretrained_cfg"), dict):
         kept["pretrained_cfg"] = {key: value for key, value in trained.items() if key not in _ORIGIN}
     others = {name: hashlib.sha256(content).hexdigest() for name, content in small.items()}
-    whole = json.dumps([kept, others, digests], sort_keys=True, default=str)
+    try:
+        whole = json.dumps([kept, others, digests], sort_keys=True, default=str)
+    except RecursionError as error:
+        raise Declined(Reason.BROKEN_CONFIG, "its config is nested too deeply") from error
     return hashlib.sha256(whole.encode()).hexdigest()

@@ -31,10 +31,11 @@ def describe_answers(
     count = values.shape[1]
     table, left_out = writer.describe(facts.repo, facts.revision, labels_of(declared, count), values)
     if not len(table):
-        finite = bool(np.isfinite(values).any())
+        finite = np.isfinite(values).all(axis=0)
+        kinds = (["the same for every probe"] if finite.any() else []) + (["NaN or infinite"] * (not finite.all()))
         raise ModelFailedError(
             Reason.NO_USABLE_OUTPUT,
-            f"all {count} outputs are {'the same for every probe' if finite else 'NaN or infinite'}",
+            f"all {count} outputs are {' or '.join(kinds)}",
             facts.repo,
             facts.revision,
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,9 @@ def apart(setup: Setup, limits: Limits) -> Iterator[ProbeModel]:
     from indexers.crawl.nursery import Nursery
     from indexers.crawl.worker import Worker
 
+    if threading.current_thread() is threading.main_thread():
+        # The end of a model's process must be an error here, not the end of this one.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     _sweep(setup.cache)
     nursery = Nursery(setup, limits, setup.cache / f"{_SCRATCH}{os.getpid()}")
     worker = Worker(nursery)

@@ -13,20 +13,20 @@ from pathlib import Path
 
 from engine.errors import Reason
 from indexers import folders
-from indexers.hub import Plan, Survey, fetch_file, sha256_of
+from indexers.hub import Plan, Progress, Survey, fetch_json, sha256_of
 from indexers.hub_errors import hub_errors
 from indexers.identity import identity_of
 from indexers.loaders.base import Metadata, Repository
 from indexers.loaders.declined import Declined, naming, stage
 from indexers.loaders.layout import CONFIG as TEXT_CONFIG
 from indexers.loaders.layout import (
-    MAX_JSON_BYTES,
     Weights,
     check_size,
     escapes,
     files_in,
     is_native,
     read_json,
+    read_small,
 )
 
 TASK = "zero-shot-image-classification"
@@ -67,6 +67,7 @@ def choose_weights(names: Collection[str], *, allow_pickle: bool) -> Weights:
     raise Declined(Reason.NO_WEIGHTS, f"there is neither {SAFE_WEIGHTS[0]} nor {SAFE_WEIGHTS[1]}")
 
 
+@stage(Reason.BROKEN_CONFIG)
 def text_config_of(config: Mapping[str, object], names: Collection[str]) -> str | None:
     """Decide from its config whether open_clip can build a model from its own files alone.
 
@@ -95,6 +96,7 @@ def text_config_of(config: Mapping[str, object], names: Collection[str]) -> str 
     return TEXT_CONFIG
 
 
+@stage(Reason.BROKEN_CONFIG)
 def check_text_config(config: Mapping[str, object]) -> None:
     """Refuses a text tower that is code in the repository.
 
@@ -121,6 +123,7 @@ def settle(
     allow_pickle: bool,
     cache: Path | None,
     waits_s: Sequence[float] | None = None,
+    progress: Progress | None = None,
 ) -> Plan:
     """Download the configs, and decide whether the model will be wanted: as ``indexers.hub.settle`` for classifiers.
 
@@ -132,12 +135,13 @@ def settle(
     sizes = found.sizes
     with naming(found.repo, found.revision), hub_errors(cache):
         weights = choose_weights(sizes, allow_pickle=allow_pickle)
-        path, config = _get(found, CONFIG, cache, waits_s)
+        path = fetch_json(found, CONFIG, cache, waits_s, progress)
+        config = read_json(path)
         small: dict[str, bytes] = {}
         text = text_config_of(config, sizes)
         if text is not None:
-            text_path, content = _get(found, text, cache, waits_s)
-            check_text_config(content)
+            text_path = fetch_json(found, text, cache, waits_s, progress)
+            check_text_config(read_json(text_path))
             small[text] = text_path.read_bytes()
         for name in weights.files:
             if sizes[name] is None:
@@ -173,7 +177,7 @@ def in_folder(
                 raise Declined(reason, f"{name} is a link out of the model's folder, which is not followed")
         weights, config, text = read_folder(folder, allow_pickle=allow_pickle)
         check_size(sum((folder / name).stat().st_size for name in weights.files), max_size_bytes)
-        small = {text: (folder / text).read_bytes()} if text is not None else {}
+        small = {text: read_small(folder / text)} if text is not None else {}
         identity = identity_of(config, small, [sha256_of(folder / name) for name in weights.files])
     return Repository(repo, revision, folder), identity
 
@@ -214,12 +218,3 @@ def revision_of(repo: str, folder: Path) -> tuple[str, Metadata]:
                 content = "a link to elsewhere" if escapes(folder, name) else sha256_of(folder / name)
                 digest.update(f"\0{name}\0{content}".encode())
     return digest.hexdigest()[:40], metadata
-
-
-def _get(
-    found: Survey, name: str, cache: Path | None, waits_s: Sequence[float] | None
-) -> tuple[Path, dict[str, object]]:
-    if found.size_of(name) > MAX_JSON_BYTES:
-        raise Declined(Reason.BROKEN_CONFIG, f"{name} is larger than {MAX_JSON_BYTES >> 20} MiB")
-    path = fetch_file(found, name, cache, waits_s)
-    return path, read_json(path)

@@ -10,15 +10,12 @@ Whatever a model does happens in a child of the probing threads' nursery; whatev
 from __future__ import annotations
 
 import hashlib
-import os
 import queue
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from engine.errors import ModelError
@@ -34,6 +31,7 @@ from indexers.crawl.lister import Lister
 from indexers.crawl.listing import Source
 from indexers.crawl.nursery import CancelledError, Nursery
 from indexers.crawl.records import Probed, Profiled
+from indexers.crawl.signals import two_signals
 from indexers.crawl.stages import InProcess
 from indexers.crawl.unforeseen import STRANGE, unforeseen
 from indexers.crawl.upkeep import Upkeep
@@ -45,6 +43,7 @@ GRACE_S = 20.0
 
 _TICK_S = 0.1
 _IDLE_S = 0.2
+_JOIN_S = 5.0
 _LONGEST_PAUSE_S = 300.0
 
 
@@ -80,7 +79,6 @@ class CrawlOptions:
 class _Troubled:
     claim: Claim
     error: ModelError
-    identity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,8 @@ class Daemon:
         self._trouble: BaseException | None = None
         self._kind = kind
         self._keeper = kind.keeper
-        wanted = [Downloads.name(repo, revision) for repo, revision, _ in journal.under_way()]
+        begun = [*((repo, revision) for repo, revision, _ in journal.under_way()), *journal.put_back()]
+        wanted = [Downloads.name(repo, revision) for repo, revision in begun]
         kept = None if fetching.keep_files else wanted
         self._downloads = Downloads(kind.folder / "downloads", options.downloads_bytes, kept)
         self._fetcher = Fetcher(
@@ -171,12 +170,12 @@ class Daemon:
             HubhoundError: The source cannot be listed, or the index cannot be written.
             OSError: Likewise.
         """
-        held, released = self._keeper.recover()
-        if held or released:
-            log.event("went on", in_index=held, begun_again=released)
         with ExitStack() as stack:
+            stack.enter_context(two_signals(self._told))  # around everything, the closing of connections too
             stack.callback(self._close)
-            stack.enter_context(self._signals())
+            held, released = self._keeper.recover()
+            if held or released:
+                log.event("went on", in_index=held, begun_again=released)
             threads = [threading.Thread(target=self._guarded, args=(self._list,), name="list", daemon=True)]
             threads += [
                 threading.Thread(target=self._guarded, args=(self._fetch,), name=f"fetch-{i}", daemon=True)
@@ -191,7 +190,7 @@ class Daemon:
             while not self._stop.is_set() and not self._finished():
                 self._step(_TICK_S)
                 tick(self.phase)
-            self._wind_up(probers, tick)
+            self._wind_up(threads, probers, tick)
         if self._trouble is not None:
             raise self._trouble
         return 0 if self._signal is None else 128 + self._signal
@@ -216,24 +215,35 @@ class Daemon:
         if isinstance(item, _Gone):
             self._keeper.gone(item.repo, item.detail)
             return
-        if isinstance(item, KnownWeights):
-            claim, identity, leave = item.claim, None, False
-            self._keeper.copied(item)
-        elif isinstance(item, _Troubled):
-            claim, identity = item.claim, item.identity
-            leave = self._keeper.troubled(claim, item.error) is not None
+        claim = item[0].claim if isinstance(item, tuple) else item.claim
+        # Files and claim are laid down before the journal puts a model back: from then on it may be in other hands.
+        if isinstance(item, _Troubled):
+            self._fetcher.leave(claim)
         else:
-            fetched, found = item
-            claim, identity, leave = fetched.claim, fetched.identity, False
-            try:
-                self._keeper.done(fetched, found)
-            except ModelError as error:
-                self._keeper.troubled(claim, error)
-            except STRANGE as error:
-                self._keeper.troubled(claim, unforeseen(claim, error))
-        (self._fetcher.leave if leave else self._fetcher.forget)(claim)
-        self._in_hand.give_back(identity)
-        self._claims.pop((claim.repo, claim.revision), None)
+            self._fetcher.forget(claim)
+        if self._claims.get((claim.repo, claim.revision)) is claim:
+            del self._claims[(claim.repo, claim.revision)]
+        try:
+            if isinstance(item, KnownWeights):
+                self._keeper.copied(item)
+            elif isinstance(item, _Troubled):
+                self._fail(claim, item.error)
+            else:
+                self._keeper.done(*item)
+        except ModelError as error:
+            self._fail(claim, error)
+        except STRANGE as error:
+            self._fail(claim, unforeseen(claim, error))
+        self._in_hand.give_back(claim)  # last: those that wait look for what was stored
+
+    def _fail(self, claim: Claim, error: ModelError) -> None:
+        try:
+            again = self._keeper.troubled(claim, error)
+        except ValueError as wrong:  # it was stored, and something went wrong after that
+            unforeseen(claim, wrong)
+            return
+        if again is None:
+            self._fetcher.drop(claim)
 
     def _finished(self) -> bool:
         if self._options.limit is not None and self._claimed >= self._options.limit:
@@ -244,7 +254,9 @@ class Daemon:
             waiting = self._journal.queue()
             return not self._claims and not waiting.due and not waiting.waiting
 
-    def _wind_up(self, probers: list[threading.Thread], tick: Callable[[str], None]) -> None:
+    def _wind_up(
+        self, threads: list[threading.Thread], probers: list[threading.Thread], tick: Callable[[str], None]
+    ) -> None:
         """Stores what is finished within the grace, and puts back what is not."""
         self._stop.set()
         deadline = time.monotonic() + GRACE_S
@@ -253,8 +265,9 @@ class Daemon:
             tick("stopping")
         for worker in self._workers:
             worker.stop()
-        for thread in probers:
-            thread.join(5)
+        until = time.monotonic() + _JOIN_S
+        for thread in (*probers, *threads):  # a request that hangs may keep one of them; it finds nothing to do then
+            thread.join(max(0.0, until - time.monotonic()))
         while self._trouble is None and not self._done.empty():
             self._keep(self._done.get_nowait())
         for claim in list(self._claims.values()):
@@ -274,27 +287,9 @@ class Daemon:
         self._nursery.close()
         self._downloads.close()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM ends the crawl in good order, the second at once."""
-
-        def first(number: int, _frame: FrameType | None) -> None:
-            if self._signal is not None:
-                os._exit(128 + number)  # the nursery and its children end with us
-            self._signal = number
-            self._stop.set()
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
-        # A connection that a server or a child has closed must be an error in a thread, not the end of the daemon.
-        before[signal.SIGPIPE] = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _told(self, number: int) -> None:
+        self._signal = number
+        self._stop.set()
 
     # --- the threads
 
@@ -388,7 +383,11 @@ class Daemon:
                 return
             except ModelError as error:
                 stage.fail()
-                self._put(_Troubled(claim, error, fetched.identity))
+                self._put(_Troubled(claim, error))
+                continue
+            except STRANGE as error:
+                stage.fail()
+                self._put(_Troubled(claim, unforeseen(claim, error)))
                 continue
             finally:
                 for _ in range(worker.children - born):

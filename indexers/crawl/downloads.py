@@ -88,9 +88,16 @@ class Downloads:
                 self._left[name] = size_of(self._folder / name)
             self._changed.notify_all()
 
+    def drop(self, name: str) -> None:
+        """Removes what was left of a model, unless room is reserved for it again."""
+        with self._changed:
+            if self._left.pop(name, None) is not None:
+                _remove(self._folder / name)
+                self._changed.notify_all()
+
     def close(self) -> None:
         """Removes the folder if nothing is in it."""
-        if not any(self._folder.iterdir()):
+        with suppress(OSError):
             self._folder.rmdir()
 
     def _make_room(self, name: str, size_bytes: int) -> bool:

@@ -16,7 +16,8 @@ from indexers.crawl.downloads import Downloads
 from indexers.crawl.journal import Claim, Journal
 from indexers.identity import identity_of
 from indexers.loaders.base import Repository
-from indexers.loaders.layout import CONFIG, PREPROCESSOR_CONFIGS, read_json, weights_in
+from indexers.loaders.declined import naming, stage
+from indexers.loaders.layout import CONFIG, PREPROCESSOR_CONFIGS, read_json, read_small, weights_in
 
 _BOOKKEEPING_BYTES = 2**16
 """What links, locks and references of one model's cache folder take beside its files."""
@@ -90,6 +91,7 @@ class Files(Protocol):
         allow_pickle: bool,
         cache: Path | None,
         waits_s: Sequence[float] | None = None,
+        progress: hub.Progress | None = None,
     ) -> hub.Plan:
         """Downloads the small files and decides whether the model will be wanted; see ``indexers.hub.settle``."""
         ...
@@ -120,19 +122,28 @@ class ClassifierFiles:
         allow_pickle: bool,
         cache: Path | None,
         waits_s: Sequence[float] | None = None,
+        progress: hub.Progress | None = None,
     ) -> hub.Plan:
         """See `Files`."""
-        return hub.settle(found, max_size_bytes=max_size_bytes, allow_pickle=allow_pickle, cache=cache, waits_s=waits_s)
+        return hub.settle(
+            found,
+            max_size_bytes=max_size_bytes,
+            allow_pickle=allow_pickle,
+            cache=cache,
+            waits_s=waits_s,
+            progress=progress,
+        )
 
     def in_folder(
         self, repo: str, revision: str, folder: Path, *, max_size_bytes: int, allow_pickle: bool
     ) -> tuple[Repository, str | None]:
         """See `Files`."""
         repository = folders.fetch(repo, revision, folder, max_size_bytes=max_size_bytes, allow_pickle=allow_pickle)
-        weights = weights_in(folder, allow_pickle=allow_pickle)
-        small = {name: (folder / name).read_bytes() for name in PREPROCESSOR_CONFIGS if (folder / name).is_file()}
-        digests = [hub.sha256_of(folder / name) for name in weights.files]
-        return repository, identity_of(read_json(folder / CONFIG), small, digests)
+        with naming(repo, revision), stage(Reason.MISSING):  # what lies in it can change at any time
+            weights = weights_in(folder, allow_pickle=allow_pickle)
+            small = {name: read_small(folder / name) for name in PREPROCESSOR_CONFIGS if (folder / name).is_file()}
+            digests = [hub.sha256_of(folder / name) for name in weights.files]
+            return repository, identity_of(read_json(folder / CONFIG), small, digests)
 
 
 class FetchStopped(Exception):
@@ -141,10 +152,11 @@ class FetchStopped(Exception):
 
 @dataclass
 class InHand:
-    """Identities that are being fetched or probed, and who waits for what becomes of them."""
+    """Identities that are being fetched or probed, whose they are, and who waits for what becomes of them."""
 
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _waiting: dict[str, list[Claim]] = field(default_factory=dict)
+    _owned: dict[tuple[str, str], str] = field(default_factory=dict)
     _again: deque[Claim] = field(default_factory=deque)
 
     def take(self, identity: str, claim: Claim) -> bool:
@@ -152,14 +164,17 @@ class InHand:
         with self._lock:
             if identity not in self._waiting:
                 self._waiting[identity] = []
+                self._owned[claim.repo, claim.revision] = identity
                 return True
             self._waiting[identity].append(claim)
             return False
 
-    def give_back(self, identity: str | None) -> None:
-        """What had the identity is stored or has failed: those that waited go on."""
+    def give_back(self, claim: Claim) -> None:
+        """The claim has come to an end, whatever end: those that waited for its identity, if it had one, go on."""
         with self._lock:
-            self._again.extend(self._waiting.pop(identity, []) if identity is not None else [])
+            identity = self._owned.pop((claim.repo, claim.revision), None)
+            if identity is not None:
+                self._again.extend(self._waiting.pop(identity, []))
 
     def next(self) -> Claim | None:
         """A claim that need no longer wait."""
@@ -217,6 +232,8 @@ class Fetcher:
         if not isinstance(got, tuple):
             return got
         repository, identity, size_bytes = got
+        if self._stop.is_set():
+            raise FetchStopped
         seconds = time.perf_counter() - started
         self._journal.fetched(claim.repo, claim.revision, size_bytes=size_bytes, weights=identity, seconds=seconds)
         return Fetched(claim, repository, identity, size_bytes, seconds)
@@ -228,6 +245,11 @@ class Fetcher:
             self._downloads.keep(name)
         else:
             self._downloads.remove(name)
+
+    def drop(self, claim: Claim) -> None:
+        """Removes what was left for another try that there will not be, unless somebody has it in hand again."""
+        if not self._options.keep_files:
+            self._downloads.drop(Downloads.name(claim.repo, claim.revision))
 
     def leave(self, claim: Claim) -> None:
         """Leaves what was downloaded for another try, if there is room."""
@@ -273,16 +295,13 @@ class Fetcher:
             allow_pickle=options.allow_pickle,
             cache=cache,
             waits_s=(),
+            progress=watch,
         )
         place = Repository(claim.repo, claim.revision, plan.folder, found.metadata)
         settled = self._settle(claim, plan.identity, place)
         if settled is not True:
             return settled or None
-        try:
-            repository = hub.download(plan, cache=cache, progress=watch, waits_s=())
-        except BaseException:
-            self._in_hand.give_back(plan.identity)
-            raise
+        repository = hub.download(plan, cache=cache, progress=watch, waits_s=())
         size_bytes = plan.size_bytes
         self._fetched_bytes(size_bytes)
         return repository, plan.identity, size_bytes
@@ -296,5 +315,5 @@ class Fetcher:
         original = self._journal.with_weights(identity)
         if original is None or original[0] == claim.repo:
             return True
-        self._in_hand.give_back(identity)
+        self._in_hand.give_back(claim)
         return KnownWeights(claim, original, found, identity)

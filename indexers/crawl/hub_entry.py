@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 
 from indexers.crawl.filters import moment
 from indexers.crawl.records import Listed
-from indexers.folders import licence_of
+from indexers.folders import count_of, licence_of, tags_of, text_of
+from indexers.hub import COMMIT
 from indexers.loaders.base import Metadata
 
-MAX_TEXT_CHARACTERS = 256
-"""Longest tag, licence or library name that is kept."""
-
 MAX_TAGS = 1000
+"""More than are stored: filters look at them all."""
 
 DTYPE_BITS = {"F4": 4, "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32}
 DTYPE_BITS |= {"F32": 32, "U64": 64, "I64": 64, "F64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
 """Types of safetensors."""
-
-_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
-_LARGEST = 2**63 - 1
 
 
 def entry_of(item: object) -> Listed | None:
@@ -39,16 +34,15 @@ def entry_of(item: object) -> Listed | None:
         not isinstance(repo, str)
         or not is_id(repo)
         or not isinstance(revision, str)
-        or _COMMIT.fullmatch(revision) is None
+        or COMMIT.fullmatch(revision) is None
     ):
         return None
-    stated = item.get("tags")
-    tags = tuple(tag for tag in (stated if isinstance(stated, list) else [])[:MAX_TAGS] if _text(tag))
+    tags = tags_of(item.get("tags"), MAX_TAGS)
     parameters, size_bytes = _safetensors(item.get("safetensors"))
     card = item.get("cardData")
     licence = licence_of(card.get("license")) if isinstance(card, dict) else None
-    if not _text(licence):
-        licence = ", ".join(tag.removeprefix("license:") for tag in tags if tag.startswith("license:")) or None
+    if licence is None:
+        licence = licence_of([tag.removeprefix("license:") for tag in tags if tag.startswith("license:")])
     return Listed(
         repo,
         revision,
@@ -59,9 +53,9 @@ def entry_of(item: object) -> Listed | None:
         metadata=Metadata(
             licence=licence,
             tags=tags,
-            downloads=_count(item.get("downloads")),
-            likes=_count(item.get("likes")),
-            library=_text(item.get("library_name")),
+            downloads=count_of(item.get("downloads")),
+            likes=count_of(item.get("likes")),
+            library=text_of(item.get("library_name")),
         ),
     )
 
@@ -90,25 +84,14 @@ def _safetensors(stated: object) -> tuple[int | None, int | None]:
     """Number of parameters, and bytes that they take as far as their types are known."""
     if not isinstance(stated, dict):
         return None, None
-    total = _count(stated.get("total"))
+    total = count_of(stated.get("total"))
     by_type = stated.get("parameters")
     if not isinstance(by_type, dict) or not by_type:
         return total, None
     bits = 0
     for kind, stated_count in by_type.items():
-        count = _count(stated_count)
+        count = count_of(stated_count)
         if count is None or kind not in DTYPE_BITS:
             return total, None
         bits += count * DTYPE_BITS[kind]
-    return total, _count(-(-bits // 8))
-
-
-def _count(value: object) -> int | None:
-    # bool is an int; SQLite's integers end at 2^63.
-    return value if type(value) is int and 0 <= value <= _LARGEST else None
-
-
-def _text(value: object) -> str | None:
-    # What cannot be printed, lone surrogates too, reaches neither the journal nor a terminal.
-    is_text = isinstance(value, str) and 0 < len(value) <= MAX_TEXT_CHARACTERS and value.isprintable()
-    return value if is_text else None  # type: ignore[return-value]
+    return total, count_of(-(-bits // 8))

@@ -33,6 +33,13 @@ MAX_ANSWER_BYTES = 2**26
 """Longest answer that is read; a thousand entries with all their tags take two MB."""
 
 MAX_LINK_CHARACTERS = 8192
+
+STALE_PAGES = 50
+"""How many pages in a row may name only what earlier ones of the same listing named, page by page."""
+
+MAX_REMEMBERED = 100_000
+"""Links and pages of one listing that are remembered, as hashes; beyond that remembering begins anew."""
+
 MAX_REDIRECTS = 5
 _STATED = ("tags", "library_name", "downloads", "likes", "gated", "safetensors")
 PROPERTIES = ("sha", "lastModified", "pipeline_tag", *_STATED)
@@ -258,9 +265,10 @@ class HubSource:
 
     def pages(self, cursor: str | None, newest_first: bool) -> Iterator[Page]:
         """See `Source`; a cursor is the API's own link to the next page."""
-        link = cursor
+        link, endless = cursor, _Endless(self._api.endpoint)
         while True:
             answer = self._api.models(self._query(newest_first), link)
+            endless.check(answer)
             entries, broken = [], 0
             for item in answer.content:
                 entry = entry_of(item)
@@ -303,6 +311,40 @@ class HubSource:
         stated = item.get("pipeline_tag")
         tags = item.get("tags")
         return bool(stated == self._filters.task if stated else isinstance(tags, list) and self._filters.task in tags)
+
+
+class _Endless:
+    """Finds out that a listing goes in a circle, or says the same under ever new links."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._links: set[int] = set()
+        self._pages: set[int] = set()
+        self._stale = 0
+
+    def check(self, answer: Answer) -> None:
+        """Take notice of a page.
+
+        Raises:
+            HubhoundError: The listing never ends.
+        """
+        if answer.following is None:
+            return
+        link = hash(answer.following)
+        page = hash(
+            tuple(str(item.get("id"))[:MAX_LINK_CHARACTERS] for item in answer.content if isinstance(item, dict))
+        )
+        self._stale = self._stale + 1 if page in self._pages else 0
+        if link in self._links:
+            raise HubhoundError(
+                f"the listing of {self._endpoint} never ends, its links go in a circle: try again later"
+            )
+        if self._stale >= STALE_PAGES:
+            raise HubhoundError(f"the listing of {self._endpoint} never ends, its pages repeat: try again later")
+        for known, new in ((self._links, link), (self._pages, page)):
+            if len(known) >= MAX_REMEMBERED:
+                known.clear()
+            known.add(new)
 
 
 def _rate_limit_s(error: Any) -> float | None:

@@ -243,11 +243,30 @@ class Journal(Passes):
             next_try = now + self._backoff.wait_s(max(1, row.attempts), retry_after_s, self._rng)
             return next_try if put_back(connection, now, row, row.attempts, reason, detail, next_try) else None
 
-    def gone(self, repo: str, reason: str, detail: str) -> list[str]:
+    @property
+    def attempts(self) -> int:
+        """After as many attempts a failure is for good."""
+        return self._backoff.attempts
+
+    def put_back(self, limit: int = 10_000) -> list[tuple[str, str]]:
+        """Revisions (repo, revision) that were begun and wait for another try, the longest due first."""
+        rows = self._database.read(
+            "SELECT repo, revision FROM revisions WHERE state = 'listed' AND next_try > 0 ORDER BY next_try LIMIT ?",
+            (limit,),
+        )
+        return [(repo, revision) for repo, revision in rows]
+
+    def gone(self, repo: str, reason: str, detail: str, *, keep_copies: bool = False) -> list[str]:
         """The repository is not there any more: all its revisions are gone.
 
         Whoever has one in hand says how it ended nevertheless; if that is ``stored`` then it is stored, for it is in
         the index, until the next full pass misses it.
+
+        Args:
+            repo: Id.
+            reason: One of ``Reason``'s values.
+            detail: One line for a person.
+            keep_copies: Its copies stay what they are, for the index keeps it.
 
         Returns:
             Repositories that were stored as copies of it and are listed again, to be probed themselves.
@@ -259,7 +278,7 @@ class Journal(Passes):
             ).fetchall()
             for (row,) in rows:
                 enter(connection, now, row, State.GONE, reason, detail)
-            return free_copies(connection, now, repo)
+            return [] if keep_copies else free_copies(connection, now, repo)
 
     def release(self, repo: str, revision: str) -> None:
         """Puts back what was in hand; the attempt does not count.

@@ -88,6 +88,9 @@ class Keeper(ABC, Generic[Found]):
             log.event("refused", model=claim.repo, revision=claim.revision, reason=reason, detail=detail)
             return None
         passing = error.reason in PASSING or (error.reason is Reason.CRASHED and not self._crashes_always(claim))
+        last = not passing or claim.attempts >= self._journal.attempts
+        if last:
+            self._record(claim, ModelState.FAILED, reason, detail)
         again = self._journal.failed(
             claim.repo,
             claim.revision,
@@ -101,7 +104,6 @@ class Keeper(ABC, Generic[Found]):
             self._watch.retried(reason, wait_s)
             log.event("put off", model=claim.repo, reason=reason, detail=detail, wait_s=round(wait_s, 1))
             return again
-        self._record(claim, ModelState.FAILED, reason, detail)
         self._watch.failed(reason)
         log.warning("failed", model=claim.repo, revision=claim.revision, reason=reason, detail=detail)
         return None

@@ -64,11 +64,13 @@ class Storekeeper(Keeper[Probed]):
             if known.state is ModelState.INDEXED:
                 table = self._writer.store.outputs(repo, revision)
                 if table is not None and len(table) == known.outputs:
+                    self._writer.remove_others(repo, revision)  # which the kill may have left
                     self._journal.stored(repo, revision, outputs=known.outputs, sketch=sketch(table))
                     held += 1
             elif known.copy_of is not None:
                 original = self._writer.store.model(known.copy_of)
                 if original is not None and original.revision == known.copied_revision:
+                    self._writer.remove_others(repo, None)
                     self._journal.stored(repo, revision, outputs=original.outputs, copy_of=original.repo)
                     held += 1
         _, released = self._journal.recover(lambda _repo, _revision: None)
@@ -123,6 +125,8 @@ class Storekeeper(Keeper[Probed]):
         claim, (original, revision) = known.claim, known.original
         there = self._writer.store.model(original)
         if there is None or there.state is not ModelState.INDEXED or there.revision != revision:
+            # The index has been changed beside the journal: what is not there is nobody's original.
+            self._journal.gone(original, Reason.MISSING.value, "the index does not have it any more")
             self._journal.release(claim.repo, claim.revision)
             return
         model = _facts(claim, _metadata(claim, known.found.metadata)).model_copy(
@@ -138,9 +142,9 @@ class Storekeeper(Keeper[Probed]):
 
     def gone(self, repo: str, detail: str) -> None:
         """A model has left the source: its outputs leave the results, its copies begin again."""
-        if not self._keep_gone and self._writer.store.model(repo) is not None:
+        if not self._keep_gone:
             self._writer.remove_model(repo)
-        freed = self._journal.gone(repo, Reason.MISSING.value, detail)
+        freed = self._journal.gone(repo, Reason.MISSING.value, detail, keep_copies=self._keep_gone)
         self._watch.gone()
         log.event("gone", model=repo, detail=detail, copies=len(freed))
 

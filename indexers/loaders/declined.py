@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engine.errors import ModelFailedError, ModelRefusedError, Reason
+from engine.errors import DETAIL_CHARACTERS, ModelFailedError, ModelRefusedError, Reason, one_line
 
 REFUSALS = frozenset(
     {
@@ -34,20 +34,18 @@ _STARVED = (
     "bad_alloc",
 )
 
-DETAIL_CHARACTERS = 300
-"""Longest detail that is kept: libraries put whole lists of parameters into their messages."""
-
 
 class Declined(Exception):  # never leaves the loaders: `naming` turns it into a ModelError
     """A model cannot be used.
 
     Args:
         reason: The kind of fault.
-        detail: One line for a person: what was found and what to do.
+        detail: One line for a person: what was found and what to do; made one by `one_line`.
         retry_after_s: Seconds to wait before the next try, where the Hub named them.
     """
 
     def __init__(self, reason: Reason, detail: str, retry_after_s: float | None = None) -> None:
+        detail = one_line(detail)
         super().__init__(f"{reason.value}: {detail}")
         self.reason = reason
         self.detail = detail
@@ -91,18 +89,24 @@ def stage(reason: Reason) -> Iterator[None]:
         raise Declined(Reason.UNSUPPORTED_LIBRARY, f"a package is missing: {first_line(error)}") from error
     except Exception as error:
         if is_out_of_memory(error):
-            raise Declined(Reason.OUT_OF_MEMORY, f"{first_line(error)}: run it where there is more memory") from error
+            raise Declined(
+                Reason.OUT_OF_MEMORY, f"{first_line(error, 200)}: run it where there is more memory"
+            ) from error
         raise Declined(reason, first_line(error)) from error
 
 
-def first_line(error: BaseException) -> str:
-    """The error's type and the first line of its message that says something, in at most `DETAIL_CHARACTERS`."""
+def first_line(error: BaseException, characters: int = DETAIL_CHARACTERS) -> str:
+    """The error's type and the first line of its message that says something.
+
+    Args:
+        error: What was raised.
+        characters: Most that are kept, at least 1.
+    """
     lines = (line.strip() for line in str(error).splitlines())
     # "Error(s) in loading state_dict for X:" and the like only introduce the line that says something.
     said = next((line for line in lines if line and not line.endswith(":")), str(error).strip())
-    said = _SCRATCH.sub("its folder", said)
-    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    return text if len(text) <= DETAIL_CHARACTERS else text[: DETAIL_CHARACTERS - 1] + "…"
+    said = _SCRATCH.sub("its folder", said[: 8 * characters])  # which takes time by the square of the length
+    return one_line(f"{type(error).__name__}: {said}" if said else type(error).__name__, characters)
 
 
 def is_out_of_memory(error: Exception) -> bool:

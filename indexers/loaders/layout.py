@@ -51,6 +51,8 @@ _ONNX_FILE = re.compile(rf"({ONNX_FOLDER}/)?[^/]+\.onnx")
 _ONNX_VARIANT = re.compile(rf"(?P<base>.+)_(?P<variant>{'|'.join(ONNX_VARIANTS)})")
 _ONNX_EXTRA = "hubhound[onnx]"
 
+_SHOWN = 100  # characters of a stranger's word in a message, so that the rest of it is not cut off
+
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 _FOREIGN_WEIGHTS = {
     ".h5": "TensorFlow",
@@ -100,15 +102,32 @@ def read_json(path: Path) -> dict[str, object]:
         Declined: If it is missing, too large, or no JSON object.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise Declined(Reason.BROKEN_CONFIG, f"{path.name} is larger than {MAX_JSON_BYTES >> 20} MiB")
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_small(path))
     except FileNotFoundError as error:
         raise Declined(Reason.BROKEN_CONFIG, f"{path.name} is missing") from error
     except (OSError, ValueError, RecursionError) as error:
         raise Declined(Reason.BROKEN_CONFIG, f"{path.name} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise Declined(Reason.BROKEN_CONFIG, f"{path.name} holds no JSON object")
+    return content
+
+
+def read_small(path: Path) -> bytes:
+    """Content of a file of at most `MAX_JSON_BYTES`.
+
+    Args:
+        path: The file.
+
+    Raises:
+        Declined: If it is larger, or no file.
+        OSError: If it cannot be read.
+    """
+    if path.exists() and not path.is_file():  # reading a pipe would never end
+        raise Declined(Reason.BROKEN_CONFIG, f"{path.name} is no file")
+    with path.open("rb") as stream:
+        content = stream.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise Declined(Reason.BROKEN_CONFIG, f"{path.name} is larger than {MAX_JSON_BYTES >> 20} MiB")
     return content
 
 
@@ -164,7 +183,7 @@ def _check_architectures(config: Mapping[str, object], *, graph: bool) -> None:
     if coded and not graph:  # a graph carries its architecture in itself, whatever code made it
         raise Declined(Reason.REMOTE_CODE, "its architecture is code in the repository, which is never run")
     if architectures and not classifies:
-        raise Declined(Reason.NOT_A_CLASSIFIER, f"it is a {architectures[0]}")
+        raise Declined(Reason.NOT_A_CLASSIFIER, f"it is a {architectures[0][:_SHOWN]}")
 
 
 def is_native(config: Mapping[str, object]) -> bool:
@@ -327,10 +346,14 @@ def shards_of(index: Path, names: Collection[str]) -> tuple[str, ...]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise Declined(Reason.BROKEN_WEIGHTS, f"{index.name} names no shards")
-    shards = sorted({str(name) for name in weight_map.values()})
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise Declined(Reason.BROKEN_WEIGHTS, f"{index.name} names shards that are no text")
+    shards = sorted(set(weight_map.values()))
     for shard in shards:
         if "/" in shard or "\\" in shard or shard not in names:
-            raise Declined(Reason.BROKEN_WEIGHTS, f"{index.name} names {shard}, which the repository does not have")
+            raise Declined(
+                Reason.BROKEN_WEIGHTS, f"{index.name} names {shard[:_SHOWN]}, which the repository does not have"
+            )
     return tuple(shards)
 
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from engine.errors import Reason
-from indexers.loaders.declined import DETAIL_CHARACTERS, Declined, is_out_of_memory
+from engine.errors import DETAIL_CHARACTERS, Reason
+from indexers.loaders.declined import Declined, is_out_of_memory
 
 if TYPE_CHECKING:
     from indexers.loaders.onnx_graph import Graph
@@ -167,7 +167,7 @@ def _port(node: onnxruntime.NodeArg) -> Port:
 def _said(error: Exception) -> str:
     """The first line of what onnxruntime says, without where in its source it says it."""
     said = _NOISE.sub("", next(iter(str(error).strip().splitlines()), type(error).__name__))
-    return said[:DETAIL_CHARACTERS]
+    return said[: DETAIL_CHARACTERS - 100]  # what it means is said beside it
 
 
 def _declined(error: Exception) -> Declined:

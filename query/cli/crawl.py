@@ -76,7 +76,12 @@ def _listing_options(function: Function) -> Function:
         MAX_SIZE,
         ALLOW_PICKLE,
         click.option("--shard", callback=_shard, metavar="I/N", help="Only the I-th of N parts, from 0."),
-        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="End after N models."),
+        click.option(
+            "--limit",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="End after N models were tried; one that is tried again counts again.",
+        ),
     )
     return _all(options, function)
 

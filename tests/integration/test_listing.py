@@ -1,5 +1,6 @@
 """The listing of a hub over real HTTP that is not to be trusted."""
 
+import json
 import shutil
 import threading
 import time
@@ -278,6 +279,41 @@ def test_a_listing_that_leads_to_itself(monkeypatch):
             listed(source)
     with always(b"[]", monkeypatch, Link='garbage,;;= <x>; rel=next", <'):
         assert listed(HubSource(Filters())) == []
+
+
+class Circle(BaseHTTPRequestHandler):
+    """Every page leads to one that follows it, and after the last of the circle comes the first."""
+
+    def do_GET(self):
+        number = int(parse_qs(self.path.partition("?")[2]).get("cursor", ["0"])[0])
+        self.server.asked.append(number)
+        after = number + 1 if self.server.circle is None else (number + 1) % self.server.circle
+        self.send_response(200)
+        self.send_header("Link", f'<http://{self.headers["Host"]}/api/models?cursor={after}>; rel="next"')
+        self.end_headers()
+        named = number % 3 if self.server.circle is None else number
+        task = "image-classification"
+        self.wfile.write(json.dumps([{"id": f"org/m{named}", "sha": SHA, "pipeline_tag": task}]).encode())
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.mark.parametrize("circle", [2, 7, None])
+def test_links_in_a_circle(monkeypatch, circle):
+    with HTTPServer(("127.0.0.1", 0), Circle) as server:
+        server.asked, server.circle = [], circle
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(HubhoundError, match="never ends") as caught:
+            for count, _ in enumerate(HubSource(Filters()).pages(None, newest_first=False)):
+                assert count < 200, "it goes on and on"
+        server.shutdown()
+        thread.join()
+    assert "\n" not in str(caught.value)
+    # A circle shows when it closes; new links to the same three models after fifty pages that name nothing new.
+    assert len(server.asked) == (53 if circle is None else circle + 1)
 
 
 def test_redirects_in_a_circle(hub):
