@@ -1,6 +1,6 @@
 """The crawl as a whole: what its pipeline hides, what it costs itself, what it loses when it is killed.
 
-    python benchmarks/crawl.py [--small] [--only overlap|overhead|kills|memory|search ...] [--folder DIR]
+    python benchmarks/crawl.py [--small] [--only overlap|overhead|kills|memory|search|follow ...] [--folder DIR]
 
 The real command ``hubhound crawl`` runs against a hub on loopback that serves tiny real models over HTTP. Prints for
 people first and, as its last line, one JSON object.
@@ -34,6 +34,9 @@ stored and the index does not have it. ``probed_twice``: probed again although t
 searches open the index anew, as a command does, half use a searcher that is kept for a while, as a service does. An
 answer is right if it is what the finished index answers when only the models of the generation that was read are left
 in its complete ranking, to the last digit, and model, revision and label of every hit are as the hub has them.
+
+*follow*: after the crawl in peace 50 models change, 20 are deleted and 30 are new, and ``--follow`` brings the index to
+that state.
 """
 
 from __future__ import annotations
@@ -43,8 +46,6 @@ import contextlib
 import itertools
 import json
 import os
-import select
-import subprocess
 import sys
 import tempfile
 import threading
@@ -60,28 +61,22 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import psutil
+from crawl_search import Searching, print_some
 
-from engine.distance import check_method
-from engine.index import Index
-from engine.scan import exact_margins
 from engine.schema import ModelState
 from indexers.crawl.journal import FILE, Journal
 from indexers.crawl.journal_report import Event
 from indexers.crawl.records import State
-from query.answers import Hit
-from query.request import SearchRequest
-from query.search import Searcher
 from tests.support import crawling
 from tests.support.hub_crowd import Crowd, build_crowd
 from tests.support.hub_server import HubServer
-from tests.support.small_index import encode, make_index
+from tests.support.small_index import make_index
 
-PARTS = ("overlap", "overhead", "kills", "memory", "search")
+PARTS = ("overlap", "overhead", "kills", "memory", "search", "follow")
 STAGES = ("fetch", "load", "decode", "probe", "store")
 WORK = ("load", "decode", "probe")
 FETCHERS, WORKERS = 8, 1
 LATENCY_S, FAULTS, LOOK_S = 0.3, 0.05, 0.05
-K, RENEW, PAUSE_S, REST_PAUSE_S = 10, 8, 0.25, 0.1
 FINISHED = frozenset({State.STORED, State.REFUSED, State.FAILED})
 
 
@@ -98,6 +93,7 @@ class Size:
         early: After so many finished models memory is taken for the first time.
         rest: Searches at rest, of each way.
         look_s: Seconds between two looks at the parent of a crawl of the crowd.
+        follow: Models that change, are deleted and are new after the crawl.
     """
 
     overlap: int = 50
@@ -108,9 +104,20 @@ class Size:
     early: int = 100
     rest: int = 400
     look_s: float = 1.0
+    follow: tuple[int, int, int] = (50, 20, 30)
 
 
-SMALL = Size(overlap=16, overhead=30, crowd=(80, 4, 16), kills=5, pause_s=(0.05, 1.2), early=20, rest=60, look_s=0.25)
+SMALL = Size(
+    overlap=16,
+    overhead=30,
+    crowd=(80, 4, 16),
+    kills=5,
+    pause_s=(0.05, 1.2),
+    early=20,
+    rest=60,
+    look_s=0.25,
+    follow=(5, 2, 3),
+)
 
 
 def main() -> None:
@@ -119,11 +126,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="16, 30 and 100 models, 5 kills")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts")
     parser.add_argument("--folder", type=Path, help="where to work (a temporary folder)")
-    parser.add_argument("--search", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.search:
-        search_until_told(options.search)
-        return
     # The models are tiny: more threads than one in the model process only take the daemon's core away.
     threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
     size = SMALL if options.small else Size()
@@ -135,7 +138,7 @@ def main() -> None:
             figures |= overlap(work / "overlap", size)
         if "overhead" in options.only:
             figures |= overhead(work / "overhead", size)
-        if {"kills", "memory", "search"} & {*options.only}:
+        if {"kills", "memory", "search", "follow"} & {*options.only}:
             figures |= crowded(work / "crowded", size, options.only)
     print(json.dumps(figures))
 
@@ -365,7 +368,9 @@ def crowded(folder: Path, size: Size, parts: Sequence[str]) -> dict[str, Any]:
         truth = {repo: hub.commit_of(repo) for repo in crowd.expected if crowd.folder(repo).exists()}
         calm = a_crawl(hub, folder / "calm", *crawling.QUICK)
         with contextlib.ExitStack() as stack:
-            searching = stack.enter_context(Searching(calm.index, crowd, truth, size)) if "search" in parts else None
+            searching = (
+                stack.enter_context(Searching(calm.index, crowd, truth, size.rest)) if "search" in parts else None
+            )
             done = run(calm, crowd, size.look_s, searching.rest if searching else lambda: None)
         wrong = crawling.mistakes(calm.index, crowd, truth)
         print(f"\na crowd of {len(crowd.expected)} models, {FAULTS:.0%} of the requests fail: {done.wall_s:.0f} s")
@@ -380,12 +385,9 @@ def crowded(folder: Path, size: Size, parts: Sequence[str]) -> dict[str, Any]:
             figures |= searching.figures()
         if "kills" in parts:
             figures |= kills(hub, folder / "killed", crowd, truth, calm, size)
+        if "follow" in parts:
+            figures |= follow(calm, hub, crowd, size)
     return figures
-
-
-def print_some(lines: Sequence[str]) -> None:
-    """Prints the first of what should not be there."""
-    print(*(f"    {line}\n" for line in lines[:20]), sep="", end="")
 
 
 def memory(done: Run, crawl: crawling.Crawl, size: Size) -> dict[str, Any]:
@@ -461,175 +463,26 @@ def kills(
     return {"lost": len(lost), "probed_twice": len(past.probed_again), "kills": found}
 
 
-class Searching:
-    """The process that searches, as the crawl's side sees it; use it as a context manager.
-
-    Args:
-        index: Folder of the index.
-        crowd: What the hub holds.
-        truth: Commits by repository.
-        size: How often it is to search at rest.
-    """
-
-    def __init__(self, index: Path, crowd: Crowd, truth: Mapping[str, str], size: Size) -> None:
-        self._size, self._said = size, ""
-        known = {repo: [truth[repo], crowd.expected[repo].labels] for repo in crowd.good}
-        (index.parent / "truth.json").write_text(json.dumps(known))
-        self._command = [sys.executable, __file__, "--search", str(index)]
-
-    def __enter__(self) -> Searching:
-        self._process = subprocess.Popen(self._command, stdin=-1, stdout=-1, text=True)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def rest(self) -> None:
-        """Has the finished index searched as well, and waits for that."""
-        self._said, _ = self._process.communicate(f"{self._size.rest}\n")
-
-    def figures(self) -> dict[str, Any]:
-        """Prints what came out."""
-        found = json.loads(self._said.splitlines()[-1])
-        print(f"\nsearch: {found['answers']} answers while the crawl wrote, from {found['generations']} generations")
-        for when, ways in found["ms"].items():
-            for way, ms in ways.items():
-                shown = f"median {ms['median']:7} ms, p99 {ms['p99']:7} ms, {ms['searches']} searches"
-                print(f"  {when:28} {way:7} {shown} of {ms['outputs']} outputs")
-        print(f"  {found['errors']} errors, {found['wrong']} wrong answers")
-        print_some(found["examples"])
-        return {"search": found}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One search: how, of which generation, in how long, and what came out."""
-
-    way: str
-    concept: str
-    generation: int
-    outputs: int
-    seconds: float
-    hits: tuple[tuple[str, str, int, str | None, float], ...]
-
-
-class Asker:
-    """Asks an index one concept after another, in three ways.
-
-    Attributes:
-        done: What was asked.
-        models: Those of every generation that was read.
-        errors: What went wrong.
-    """
-
-    def __init__(self, index: Path) -> None:
-        self._index = index
-        self.done: list[Asked] = []
-        self.models: dict[int, frozenset[tuple[str, str]]] = {}
-        self.errors: list[str] = []
-        self._first = self._kept = self._open()
-
-    def _open(self) -> Searcher:
-        return Searcher(Index(self._index), encode)
-
-    def turn(self, number: int) -> None:
-        """One search with the index opened anew, one with a kept searcher, sometimes one with the oldest of all."""
-        concept = crawling.CONCEPTS[number % len(crawling.CONCEPTS)]
-        try:
-            if number % RENEW == 0:
-                self._kept = self._open()
-            self._ask("opened", concept, None)
-            self._ask("kept", concept, self._kept)
-            if number % RENEW == RENEW - 1:  # its generation's files are long gone
-                self._ask("oldest", concept, self._first)
-        except Exception as error:
-            self.errors.append(f"{type(error).__name__}: {error}")
-
-    def _ask(self, way: str, concept: str, searcher: Searcher | None) -> None:
-        began = time.perf_counter()
-        searcher = searcher or self._open()
-        (result,) = searcher.search(SearchRequest((concept,), K)).results
-        seconds = time.perf_counter() - began
-        snapshot = searcher.snapshot
-        self.models[snapshot.number] = frozenset((model.repo, model.revision) for model in snapshot.models)
-        outputs = [hit for hit in result.hits if isinstance(hit, Hit)]
-        hits = tuple((hit.model, hit.revision, hit.output, hit.label, hit.margin) for hit in outputs)
-        self.done.append(Asked(way, concept, snapshot.number, len(snapshot), seconds, hits))
-
-    def wrong(self, truth: Mapping[str, tuple[str, Sequence[str]]]) -> list[str]:
-        """Answers that are not what the finished index says about the models that were there."""
-        index = Index(self._index)
-        searcher = Searcher(index, encode)
-        snapshot, method = searcher.snapshot, check_method(index.manifest.method)
-        rows, found = np.arange(len(snapshot)), []
-        owners = [(m.repo, m.revision) for m in snapshot.models for _ in range(m.outputs)]
-        for concept in crawling.CONCEPTS:
-            (question,) = searcher.ask(SearchRequest((concept,), K))
-            margin = exact_margins(snapshot.arrays, rows, question.concepts, 0, method)
-            ranking = np.argsort(-margin, kind="stable").tolist()
-            for generation in {asked.generation for asked in self.done if asked.concept == concept}:
-                there = self.models[generation]
-                best = [row for row in ranking if owners[row] in there][:K]
-                expected = tuple(
-                    (*owners[row], int(snapshot.output[row]), snapshot.label_of(row), round(float(margin[row]), 6))
-                    for row in best
-                )
-                for asked in self.done:
-                    if (asked.concept, asked.generation) != (concept, generation):
-                        continue
-                    unknown = [h for h in asked.hits if h[0] not in truth or h[1] != truth[h[0]][0]]
-                    if asked.hits != expected or unknown or any(h[3] != truth[h[0]][1][h[2]] for h in asked.hits):
-                        found.append(f"{asked.way}, {concept}, generation {generation}: {asked.hits[:2]}")
-        return found
-
-
-def search_until_told(index: Path) -> None:
-    """The searching process: searches from the first generation until a line comes in, then so often as it says."""
-    while not (index / "snapshots" / "CURRENT").exists():
-        if select.select([sys.stdin], [], [], 0.02)[0]:
-            raise SystemExit("the crawl ended before it wrote a generation")
-    asker = Asker(index)
-    asker.turn(0)  # imports and compiles
-    asker.done.clear()
-    number = 0
-    while not select.select([sys.stdin], [], [], PAUSE_S)[0]:
-        asker.turn(number)
-        number += 1
-    crawling_end = len(asker.done)
-    for again in range(int(sys.stdin.readline())):
-        asker.turn(again)
-        time.sleep(REST_PAUSE_S)
-    while_crawling, rest = asker.done[:crawling_end], asker.done[crawling_end:]
-    large = [asked for asked in while_crawling if asked.outputs >= 0.75 * rest[-1].outputs]
-    truth = json.loads((index.parent / "truth.json").read_text())
-    wrong = asker.wrong(truth)
-    times = {"while crawling": while_crawling, "the last quarter of it": large, "at rest": rest}
-    found = {
-        "answers": len(while_crawling),
-        "generations": len({asked.generation for asked in while_crawling}),
-        "ms": {when: summary(asked) for when, asked in times.items()},
-        "errors": len(asker.errors),
-        "wrong": len(wrong),
-        "examples": (asker.errors + wrong)[:5],
-    }
-    print(json.dumps(found))
-
-
-def summary(asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
-    """Median and 99th percentile in milliseconds, by the way of asking."""
-    found = {}
-    for way in ("opened", "kept"):
-        ms = [item.seconds * 1e3 for item in asked if item.way == way]
-        if ms:
-            outputs = float(np.mean([item.outputs for item in asked if item.way == way]))
-            found[way] = {
-                "searches": len(ms),
-                "median": round(float(np.median(ms)), 1),
-                "p99": round(float(np.percentile(ms, 99)), 1),
-                "outputs": round(outputs),
-            }
-    return found
+def follow(crawl: crawling.Crawl, hub: HubServer, crowd: Crowd, size: Size) -> dict[str, Any]:
+    """The hub goes on: some models change, some are deleted, some are new; the crawl follows it."""
+    changed, deleted, added = size.follow
+    single = [repo for repo in crowd.good if repo not in crowd.copies and repo not in crowd.copies.values()]
+    for repo in single[:changed]:
+        crowd.change(repo)
+    for repo in single[changed : changed + deleted]:
+        crowd.delete(repo)
+    for _ in range(added):
+        crowd.add()
+    truth = {repo: hub.commit_of(repo) for repo in crowd.expected if crowd.folder(repo).exists()}
+    began = time.perf_counter()
+    # A full listing at once: nothing else finds what was deleted.
+    crawl.follow_until(crawling.settled(crowd, truth), "--interval", "1s", "--full-every", "0s")
+    wall_s = time.perf_counter() - began
+    wrong, again = crawling.mistakes(crawl.index, crowd, truth), crawling.history(crawl.index).probed_again
+    print(f"\nfollow: {changed} changed, {deleted} deleted, {added} new: {wall_s:.0f} s with start and end")
+    print(f"  {len(wrong)} mistakes, {len(again)} probed twice")
+    print_some([*wrong, *again])
+    return {"follow": {"wall_s": round(wall_s, 1), "mistakes": len(wrong), "probed_twice": len(again)}}
 
 
 if __name__ == "__main__":
