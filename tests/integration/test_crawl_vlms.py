@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from engine.errors import Reason
 from engine.schema import Profile
 from engine.store.edge import EdgeStore
+from engine.throughput import cpu_threads
 from engine.writer import IndexWriter
 from indexers.crawl.journal import FILE, Journal
 from indexers.crawl.profile_journal import HOME
@@ -110,7 +111,8 @@ def profiled_by_hand(index: Path, folders: dict[str, Path]) -> dict[tuple[str, s
     """The profiles that ``hubhound profile`` makes of folders, by the name that a crawl of the hub gives each."""
     names = {f"open_clip:local-dir:{folder}": name for name, folder in folders.items()}
     options = ["--index", str(index), "--n-steps", str(N_STEPS), "--device", "cpu"]
-    assert run(["profile", *names, *options]) == 0
+    with cpu_threads(1):  # as the crawl: other numbers of threads add in another order
+        assert run(["profile", *names, *options]) == 0
     return {(names[model], task): profile for (model, task), profile in profiles_of(index).items()}
 
 
