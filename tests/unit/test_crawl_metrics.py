@@ -20,21 +20,12 @@ from engine.errors import InputError, Reason
 from indexers.crawl.metrics import METRICS, MetricsServer, serve
 from indexers.crawl.standing import STAGES
 from indexers.crawl.watch import Watch
-
-
-class Clock:
-    """Stands still unless told otherwise."""
-
-    def __init__(self) -> None:
-        self.now = 70.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(70.0)
 
 
 @pytest.fixture

@@ -22,23 +22,14 @@ from rich.console import Console
 from indexers.crawl import log
 from indexers.crawl.watch import Watch
 from query.cli.crawl_view import CrawlView, panel, report
+from tests.support.clock import Clock
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-class Clock:
-    """Stands still unless told otherwise."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(0.0)
 
 
 @pytest.fixture

@@ -15,22 +15,15 @@ from indexers.crawl.journal import Journal
 from indexers.crawl.journal_passes import PageResult
 from indexers.crawl.records import Listed, Refusal, State
 from indexers.loaders.base import Metadata
+from tests.support.clock import Clock
 
 ROOT = Path(__file__).resolve().parents[2]
 NO = Refusal("not asked for", "it has 3 downloads")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture

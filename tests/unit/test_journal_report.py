@@ -12,19 +12,12 @@ from indexers.crawl.backoff import Backoff
 from indexers.crawl.journal import Journal
 from indexers.crawl.journal_report import Failure, Queue
 from indexers.crawl.records import Listed, Refusal, State
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 10_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(10_000.0)
 
 
 @pytest.fixture

@@ -11,21 +11,12 @@ import pytest
 from indexers import adding
 from indexers.crawl.standing import BUCKETS_S, STAGES
 from indexers.crawl.watch import MAX_REASONS, OTHER, Watch
-
-
-class Clock:
-    """Stands still unless told otherwise."""
-
-    def __init__(self) -> None:
-        self.now = 5000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(5000.0)
 
 
 @pytest.fixture
