@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -28,7 +29,7 @@ class MovedError(Exception):
         self.location = location
 
 
-class Asked:
+class Asked(ABC):
     """One request and the way to answer it; the server's handler is behind it."""
 
     path: str
@@ -36,13 +37,13 @@ class Asked:
     headers: Mapping[str, str]
     body: bytes
 
+    @abstractmethod
     def authorized(self) -> bool:
         """Whether the client sent the token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def send(self, status: int, headers: Mapping[str, str], size: int, chunks: Iterator[bytes]) -> None:
         """Answer."""
-        raise NotImplementedError
 
     def send_json(self, content: object, headers: Mapping[str, str] | None = None) -> None:
         """Answer with an object."""
