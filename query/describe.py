@@ -9,7 +9,6 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from engine.calibration import Background, calibrate
 from engine.concepts import clean_concept
@@ -19,8 +18,8 @@ from engine.errors import ConceptError, InputError
 from engine.index import Index, Texts
 from engine.outputs import Calibration, OutputTable
 from engine.scan import decode_anchors
-from engine.schema import Record
 from engine.snapshot import Snapshot
+from query.description import DescribeAnswer, DescribeRequest, FoundName, OutputNames
 from query.lookup import find_model, find_outputs, find_record, near_models
 from query.vocabulary import (
     Progress,
@@ -30,80 +29,31 @@ from query.vocabulary import (
     encoder_once,
     label_phrases,
 )
+from query.word_scores import (
+    AGREEMENT,
+    FEWEST_REFERENCE_OUTPUTS,
+    Spread,
+    disagrees,
+    spread_of,
+    word_scores,
+)
+
+__all__ = [
+    "DescribeAnswer",
+    "DescribeRequest",
+    "Describer",
+    "FoundName",
+    "OutputNames",
+    "disagrees",
+    "word_scores",
+]
 
 REFERENCE_OUTPUTS = 1_000
 """How many outputs of the index say at most how near a phrase comes to outputs in general."""
 
-FEWEST_REFERENCE_OUTPUTS = 30
-"""With fewer, their mean and standard deviation say nothing: margins are used as they are."""
-
-AGREEMENT: Method = "whitened"
-"""The method whose margins decide whether a label agrees, whatever names are found with: theirs have one scale."""
-
-FAR_MARGIN = -0.5
-"""A declared label disagrees with what the output does where its margin is at most this ..."""
-
-CLEAR_LEAD = 5.0
-"""... and the best found name's margin lies above it by more than this.
-
-Measured on five real classifiers of ImageNet: 1.4% of the right labels are marked (4.7% on the weakest, at most 0.6% on
-the three best), and 94% of labels that were shuffled. Labels in words that the encoder does not know, such as names of
-species, are marked as well.
-"""
-
 _SEED = 0
 _OUTPUTS = 512  # at once: 40 MB of margins for 19,000 names
 _ELEMENTS = 1_000_000  # of one block of standardised similarities: 8 MB in float64
-
-
-@dataclass(frozen=True)
-class DescribeRequest:
-    """What to describe.
-
-    Attributes:
-        k: Names per output, >= 1; fewer where the vocabulary has fewer.
-        method: None for the index's default.
-        outputs: Positions in the model's answer; None for all.
-    """
-
-    k: int = 3
-    method: str | None = None
-    outputs: tuple[int, ...] | None = None
-
-
-class FoundName(Record):
-    """One phrase that an output responds to."""
-
-    name: str
-    margin: float = Field(description="Larger is better; above 0 is closer than the background.")
-    score: float = Field(description="The margin, measured against the phrase's margins on a sample of all outputs.")
-
-
-class OutputNames(Record):
-    """One output and what it responds to."""
-
-    output: int
-    label: str | None = Field(description="As the model declares it.")
-    agrees: bool | None = Field(
-        description="false where the declared label disagrees clearly with what the output does; null where there is "
-        "no label, or one without words that the encoder knows."
-    )
-    concepts: tuple[FoundName, ...] = Field(description="Best first.")
-
-
-class DescribeAnswer(Record):
-    """Names for the outputs of a model."""
-
-    model: str
-    revision: str
-    outputs: tuple[OutputNames, ...]
-    vocabulary: int = Field(description="Phrases that were compared.")
-    seconds: float
-    copy_of: str | None = Field(default=None, description="The original whose outputs these are; left out if none.")
-
-    def to_json(self) -> dict[str, object]:
-        """Plain values under the names of the contract."""
-        return self.model_dump(mode="json", exclude_unset=True)
 
 
 @dataclass(frozen=True)
@@ -122,41 +72,6 @@ class _Rows:
         return _Rows(self.idx[rows], self.z[rows], self.anchor[rows], self.calibration.take(rows))
 
 
-def word_scores(margins: FloatArray, reference: FloatArray) -> FloatArray:
-    """How much better each phrase fits each output than it fits outputs in general.
-
-    ``(margin(l, c) - mean_c) / std_c``, mean and standard deviation over the reference outputs, so that a phrase that
-    comes near everything does not win everywhere. With fewer than 30 reference outputs, the margins as they are.
-
-    Args:
-        margins: Of V phrases on m outputs, float32 ``[V, m]``.
-        reference: Of the same phrases on a sample of s outputs, float32 ``[V, s]``.
-
-    Returns:
-        float32 ``[V, m]``; larger is better.
-    """
-    if reference.shape[1] < FEWEST_REFERENCE_OUTPUTS:
-        return margins.copy()
-    scores = np.empty_like(margins)
-    for start in range(0, len(margins), 1_024):  # at once, the deviations would be another copy of the reference
-        rows = slice(start, start + 1_024)
-        mean = reference[rows].mean(axis=1, keepdims=True)
-        std = reference[rows].std(axis=1, keepdims=True)
-        scores[rows] = (margins[rows] - mean) / np.maximum(std, np.float32(1e-6))
-    return scores
-
-
-def disagrees(label: npt.ArrayLike, best: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Whether declared labels disagree clearly with what their outputs do.
-
-    Args:
-        label: Margins of the labels, of the method ``AGREEMENT``.
-        best: Those of the best found names, of the same shape.
-    """
-    label, best = np.asarray(label), np.asarray(best)
-    return np.asarray((label <= FAR_MARGIN) & (best - label > CLEAR_LEAD))
-
-
 class Describer:
     """Names the outputs of models, of those in an index and of others.
 
@@ -165,6 +80,9 @@ class Describer:
         vocabulary: Phrases to choose from, at least 2; None for the class names of ImageNet-21k.
         encode: Embeds texts that the index does not remember; by default its encoder is loaded when one comes.
         progress: Told how many phrases of the vocabulary are embedded.
+        snapshot: The generation that is described; None for the current one.
+        vectors: Embeddings of the vocabulary, cleaned, where they are known, float32 ``[V, d]``.
+        keep_bytes: The vocabulary's descriptors are kept if they take no more, instead of made again every time.
 
     Raises:
         ConceptError: A phrase is empty or too long.
@@ -177,13 +95,33 @@ class Describer:
         vocabulary: Sequence[str] | None,
         encode: Texts | None = None,
         progress: Progress | None = None,
+        *,
+        snapshot: Snapshot | None = None,
+        vectors: FloatArray | None = None,
+        keep_bytes: int = 0,
     ) -> None:
         self._index = index
         self._given = None if vocabulary is None else clean_vocabulary(vocabulary)
         self._encode = encode or encoder_once(index)
         self._progress = progress
-        self._snapshot = Snapshot.open(index.folder / "snapshots")
-        self._references: dict[Method, FloatArray] = {}
+        self._snapshot = snapshot or Snapshot.open(index.folder / "snapshots")
+        self._known = vectors
+        self._references: dict[Method, Spread | None] = {}
+        self._keep = keep_bytes
+
+    def renewed(self, index: Index, snapshot: Snapshot) -> Describer:
+        """The same over another generation of the index; what does not depend on it is not made again.
+
+        Args:
+            index: The index, with the same probes and encoder.
+            snapshot: The generation.
+        """
+        new = Describer(
+            index, self.vocabulary, self._encode, snapshot=snapshot, vectors=self._vectors, keep_bytes=self._keep
+        )
+        if self._snapshot is not None and self._snapshot.background == snapshot.background:
+            new._kept = self._kept
+        return new
 
     def knows(self, model: str) -> bool:
         """Whether a model, ``org/name`` or ``org/name@revision``, is in the index."""
@@ -235,6 +173,26 @@ class Describer:
         part = _Rows(table.idx, table.z, table.anchor, table.calibration).take(chosen)
         return self._answer(table.repo, table.revision, table.output[chosen], labels, part, request)
 
+    def name_rows(
+        self, rows: npt.NDArray[np.integer], k: int = 3, method: str | None = None, *, judge: bool = True
+    ) -> list[OutputNames]:
+        """Names for outputs of any models of the index, in the order given.
+
+        Args:
+            rows: Of the snapshot.
+            k: As in ``DescribeRequest``, and so is the method.
+            method: None for the index's default.
+            judge: Whether to say if labels agree, for which they are embedded.
+
+        Raises:
+            InputError: k or the method is out of range.
+            IndexUnusableError: The index is empty.
+        """
+        snapshot = self._snapshot or self._index.snapshot()
+        labels = [snapshot.label_of(int(row)) for row in rows]
+        output = snapshot.output[rows].astype(np.int64)
+        return self._named(output, labels, self._rows(snapshot, rows), DescribeRequest(k, method), judge)
+
     def outputs_of(
         self, repo: str, revision: str, labels: Sequence[str | None], responses: npt.NDArray[np.floating]
     ) -> OutputTable:
@@ -263,6 +221,8 @@ class Describer:
 
     @cached_property
     def _vectors(self) -> FloatArray:
+        if self._known is not None:
+            return self._known
         return embed_vocabulary(self._index, self.vocabulary, self._encode, self._progress)
 
     def _rows(self, snapshot: Snapshot, rows: npt.NDArray[np.integer]) -> _Rows:
@@ -270,17 +230,35 @@ class Describer:
         idx, z = arrays.kept(rows)
         return _Rows(idx, z, decode_anchors(arrays, rows).astype(np.float32), arrays.constants(rows))
 
-    def _reference(self, method: Method) -> FloatArray:
-        """Margins of the vocabulary on a sample of the index's outputs, ``[V, s]``."""
+    def _reference(self, method: Method) -> Spread | None:
+        """The vocabulary's margins on a sample of the index's outputs."""
         if method not in self._references:
             snapshot = self._snapshot
             if snapshot is None or len(snapshot) < FEWEST_REFERENCE_OUTPUTS:
-                self._references[method] = np.zeros((len(self.vocabulary), 0), np.float32)
+                self._references[method] = None
             else:
                 size = min(REFERENCE_OUTPUTS, len(snapshot))
                 rows = np.sort(np.random.default_rng(_SEED).choice(len(snapshot), size=size, replace=False))
-                self._references[method] = self._margins(self._rows(snapshot, rows), method)
+                self._references[method] = spread_of(self._margins(self._rows(snapshot, rows), method))
         return self._references[method]
+
+    @cached_property
+    def _kept(self) -> ConceptDescriptors | None:
+        """Descriptors of the whole vocabulary, None where they would take too much memory."""
+        n = len(self._index.probe_embeddings)
+        if self._vectors.itemsize * n * len(self._vectors) > self._keep:
+            return None
+        step = max(1, _ELEMENTS // n)
+        parts = [self._vectors[start : start + step] for start in range(0, len(self._vectors), step)]
+        return ConceptDescriptors.join([self._index.describe(part, self._background) for part in parts])
+
+    def _described(self, some: slice) -> ConceptDescriptors:
+        """Descriptors of a part of the vocabulary."""
+        kept = self._kept
+        if kept is None:
+            return self._index.describe(self._vectors[some], self._background)
+        white = None if kept.white is None else kept.white[some]
+        return ConceptDescriptors(kept.t[some], kept.z[some], kept.sigma[some], white)
 
     def _margins(self, rows: _Rows, method: Method) -> FloatArray:
         """Margins of every phrase on m outputs, float32 ``[V, m]``, precise to about 1e-4.
@@ -300,7 +278,7 @@ class Describer:
         vectors, out = self._vectors, np.empty((len(self.vocabulary), len(rows)), np.float32)
         step = max(1, _ELEMENTS // max(len(self._index.probe_embeddings), len(rows)))
         for start in range(0, len(vectors), step):
-            concepts = self._index.describe(vectors[start : start + step], self._background)
+            concepts = self._described(slice(start, start + step))
             z = np.ascontiguousarray(concepts.z[:, used])
             square = z @ products.T
             square += (z * z) @ squares.T
@@ -328,11 +306,28 @@ class Describer:
         request: DescribeRequest,
     ) -> DescribeAnswer:
         started = time.perf_counter()
+        found = self._named(output, labels, rows, request)
+        return DescribeAnswer(
+            model=repo,
+            revision=revision,
+            outputs=tuple(found),
+            vocabulary=len(self.vocabulary),
+            seconds=round(time.perf_counter() - started, 6),
+        )
+
+    def _named(
+        self,
+        output: npt.NDArray[np.int64],
+        labels: Sequence[str | None],
+        rows: _Rows,
+        request: DescribeRequest,
+        judge: bool = True,
+    ) -> list[OutputNames]:
         if request.k < 1:
             raise InputError(f"-k {request.k}: ask for at least one name")
         method = check_method(request.method or self._index.manifest.method)
         k = min(request.k, len(self.vocabulary))
-        phrases = self._embedded_phrases(labels)
+        phrases = self._embedded_phrases(labels if judge else [None] * len(labels))
         found: list[OutputNames] = []
         for start in range(0, len(rows), _OUTPUTS):
             part = rows.take(slice(start, start + _OUTPUTS))
@@ -349,13 +344,7 @@ class Describer:
                 found += self._finish(
                     part.take(here), best[here], output[places], labels[places], phrases[places], method
                 )
-        return DescribeAnswer(
-            model=repo,
-            revision=revision,
-            outputs=tuple(found),
-            vocabulary=len(self.vocabulary),
-            seconds=round(time.perf_counter() - started, 6),
-        )
+        return found
 
     def _finish(
         self,
@@ -381,7 +370,7 @@ class Describer:
             one = rows.take(slice(i, i + 1))
             margin = margins(one.idx, one.z, one.anchor, one.calibration, some, method)
             k = len(best[i])
-            scores = word_scores(margin[:k], reference[best[i]])[:, 0]
+            scores = word_scores(margin[:k], reference and reference.take(best[i]))[:, 0]
             order = np.lexsort((best[i], -scores))
             agrees = None
             if len(phrases[i]):
