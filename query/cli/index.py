@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,63 +188,63 @@ def create(
 
 @index.command()
 @index_option
+@click.option("--hubness", "with_hubness", is_flag=True, help="Tell how evenly answers fall on outputs; takes a scan.")
 @format_option
-def info(index_path: str, form: str) -> None:
+def info(index_path: str, with_hubness: bool, form: str) -> None:
     """Say what an index was made with and what is in it."""
-    from engine.files import size_bytes
+    from engine.errors import HubhoundError
     from engine.index import Index
     from engine.snapshot import Snapshot
+    from query.index_facts import crawl_facts, index_facts
 
     folder = Path(index_path).expanduser()
     opened = Index(folder)
     snapshot = Snapshot.open(folder / "snapshots")
-    models, copies = ((), {}) if snapshot is None else (snapshot.models, snapshot.copies)
-    libraries: dict[str, int] = {}
-    for model in models:
-        libraries[model.library or "unknown"] = libraries.get(model.library or "unknown", 0) + 1
-    parts = ("store", "snapshots", "responses", "probes", "background", "tasks", "conductance.sqlite")
-    known = opened.knowledge()
-    facts: dict[str, object] = {
-        "manifest": opened.manifest.model_dump(mode="json"),
-        "generation": 0 if snapshot is None else snapshot.number,
-        "models": len(models),
-        "copies": sum(map(len, copies.values())),
-        "outputs": 0 if snapshot is None else len(snapshot),
-        "left_out": sum(len(model.left_out) for model in models),
-        "libraries": libraries,
-        "tasks": len(known.tasks),
-        "profiles": len(known.profiles),
-        "profiled_models": len(known.models()),
-        "performance": len(known.performance),
-        "bytes": {part: size_bytes(folder / part) for part in parts},
-        "bytes_per_output": {} if snapshot is None else snapshot.bytes_per_output(),
-    }
-    if form == "json":
-        data_json(facts)
-        return
     if form == "quiet":
-        for model in models:
+        for model in snapshot.models if snapshot else ():
             data(f"{model.repo}@{model.revision}")
         return
-    manifest = opened.manifest
+    try:
+        crawl = crawl_facts(opened)
+    except HubhoundError as error:  # what the index holds can be told all the same
+        note(f"the crawl into this index is not shown: {error}")
+        crawl = None
+    facts = index_facts(opened, snapshot, opened.knowledge(), crawl)
+    if with_hubness:
+        from query.hubness import hubness
+
+        found = hubness(snapshot, opened.background(snapshot.background), opened.manifest.method) if snapshot else None
+        facts = facts.model_copy(update={"hubness": found})
+    if form == "json":
+        data_json(facts.to_json())
+        return
+    manifest = facts.manifest
+    originals = len(snapshot.copies) if snapshot else 0
     rows = [
-        ("models", f"{len(models)}  ({', '.join(f'{n} {name}' for name, n in sorted(libraries.items())) or 'none'})"),
-        ("copies", f"{facts['copies']:,}  (of {len(copies):,} of these models)" if copies else "none"),
-        ("outputs", f"{facts['outputs']:,}, {facts['left_out']} left out"),
+        ("models", f"{facts.models}  ({_counted(facts.libraries) or 'none'})"),
+        ("licences", _counted(facts.licences) or "none"),
+        ("copies", f"{facts.copies:,}  (of {originals:,} of these models)" if originals else "none"),
+        ("outputs", f"{facts.outputs:,}, {facts.left_out} left out"),
         ("probes", f"{manifest.probes.count} from {manifest.probes.source}"),
         ("encoder", f"{manifest.encoder.spec}, {manifest.encoder.dimension} dimensions"),
         ("kept probes", f"{manifest.top_r} an output"),
         ("method", f"{manifest.method}, {manifest.normalisation} normalisation"),
         ("background", f"{manifest.background.count} phrases from {manifest.background.source}"),
-        ("snapshot", f"generation {facts['generation']}"),
+        ("snapshot", f"generation {facts.generation}"),
         (
             "tasks",
-            f"{len(known.tasks)}, {len(known.profiles)} profiles of {len(known.models())} models, "
-            f"{len(known.performance)} values of performance",
+            f"{facts.tasks}, {facts.profiles} profiles of {facts.profiled_models} models, "
+            f"{facts.performance} values of performance",
         ),
-        ("on disk", ", ".join(f"{part} {size(size_bytes(folder / part))}" for part in parts)),
+        ("on disk", ", ".join(f"{part} {size(bytes_)}" for part, bytes_ in facts.bytes.items())),
     ]
+    if facts.hubness:
+        rows.append(("hubness", f"{facts.hubness.half:,} outputs give half of the answers"))
     table(str(folder), ["", ""], rows)
+
+
+def _counted(names: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
 
 
 @index.command()
