@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from engine.schema import Record
 
@@ -45,7 +45,9 @@ class Hit(Record):
     margin: float = Field(description="What the probes say. Larger is better; above 0 is closer than the background.")
     percentile: float = Field(description="Standing among the output's background concepts, per cent from the top.")
     local: LocalEvidence
-    global_: GlobalEvidence | None = Field(default=None, serialization_alias="global")
+    global_: GlobalEvidence | None = Field(
+        default=None, serialization_alias="global", validation_alias=AliasChoices("global", "global_")
+    )
     prior: float | None = Field(default=None, description="What the output is granted before any concept is known.")
     witnesses: tuple[str, ...] | None = Field(default=None, description="Who speaks for the hit: probes, labels.")
     label_margin: float | None = Field(

@@ -20,6 +20,7 @@ _COMMANDS = {
     "index": ("query.cli.index", "index", "Make, fill and check an index."),
     "crawl": ("query.cli.crawl", "crawl", "Keep an index current with a hub, for weeks."),
     "search": ("query.cli.search", "search", "Find the models that recognise a concept."),
+    "serve": ("query.cli.serve", "serve", "Answer over HTTP, and on a page to look at."),
     "eval": ("query.cli.evaluate", "evaluate", "Measure how good search is."),
     "recommend": ("query.cli.recommend", "recommend", "Find the vision-language model for some images."),
     "profile": ("query.cli.profile", "profile", "Compute models' conductance on tasks."),

@@ -1,0 +1,84 @@
+"""The app: routes, guards and the service behind them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from query.api import errors
+from query.api.guards import Guards
+from query.api.routes import health, index, jobs, models, outputs, page, probes, recommend, search
+from query.api.service import LoadEncoder, Service
+from query.api.settings import Settings
+from query.api.watched import model_folders
+
+_DESCRIPTION = """
+Find pretrained models by what they do: search the outputs of indexed models by concept or by example, and rank models
+for a few images without labels. Answers are those of the command line. Errors are problem+json (RFC 9457) with a
+stable `type`.
+"""
+
+_TAGS = [
+    {"name": "search", "description": "Outputs and models that recognise concepts."},
+    {"name": "recommend", "description": "Models for images without labels."},
+    {"name": "jobs", "description": "What takes longer than a request."},
+    {"name": "models", "description": "What is in the index."},
+    {"name": "index", "description": "The index itself and its probes."},
+    {"name": "service", "description": "The state of the service."},
+]
+
+
+class Api(FastAPI):
+    """A FastAPI app whose guards stand before everything else, its own error handling included."""
+
+    service: Service
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The guards around all there is."""
+        return Guards(super().build_middleware_stack(), self.service.settings, self.service.metrics)
+
+
+def create_app(settings: Settings, load_encoder: LoadEncoder | None = None) -> FastAPI:
+    """Makes the app over an index, which is opened here; threads and tasks start with the app's lifespan.
+
+    Args:
+        settings: How it runs.
+        load_encoder: Another way to come by the encoder; by default the index's is loaded when it is needed.
+
+    Raises:
+        IndexUnusableError: There is no index, or it cannot be opened. An empty one can: the service is ready when it
+            has its first generation.
+        InputError: The file of keys, the vocabulary or a folder of models cannot be used.
+    """
+    model_folders(settings.models)
+    service = Service(settings, load_encoder)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    app = Api(
+        title="hubhound",
+        summary="Find pretrained models by what they do.",
+        description=_DESCRIPTION,
+        version=version("hubhound"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        openapi_tags=_TAGS,
+        lifespan=lifespan,
+    )
+    app.service = app.state.service = service
+    errors.install(app)
+    for part in (search, recommend, jobs, models, outputs, probes, index, health, page):
+        app.include_router(part.router)
+    app.middleware_stack = app.build_middleware_stack()  # now: what is wrong with the settings is told at the start
+    return app

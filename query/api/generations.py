@@ -1,0 +1,136 @@
+"""Generations: what searches read, replaced by newer ones while they are answered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+
+from engine.distance import Method
+from engine.errors import HubhoundError, IndexMismatchError
+from engine.index import Index
+from engine.manifest import Manifest
+from query.answers import Query
+from query.api.errors import LOGGER
+from query.questions import Question
+from query.request import SearchRequest
+from query.search import Searcher
+
+log = logging.getLogger(LOGGER)
+
+Open = Callable[[Index], Searcher]
+"""Makes a searcher over the current snapshot of an index."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One snapshot, opened for searching. A request keeps the one it began with.
+
+    Attributes:
+        index: The index, opened for reading.
+        searcher: Over the snapshot.
+        number: Of the generation, from 1.
+        labels: The methods for which declared labels are at hand as witnesses.
+    """
+
+    index: Index
+    searcher: Searcher
+    number: int
+    labels: set[Method] = field(default_factory=set, compare=False)
+
+    def warm(self) -> None:
+        """Makes a scan, so that the first request finds the files in memory and the kernels compiled."""
+        self._answer(SearchRequest())
+
+    def prepare_labels(self, method: Method) -> None:
+        """Embeds the declared labels, if nobody did before: minutes where there are many. One call at a time."""
+        if method not in self.labels:
+            self._answer(SearchRequest(method=method, evidence="labels"))
+            self.labels.add(method)
+
+    def _answer(self, request: SearchRequest) -> None:
+        """Answers for a phrase of the background, whose embedding is at hand."""
+        background = self.searcher.background
+        phrase, concept = background.names[0], self.index.describe(background.concepts.t[:1], background)
+        self.searcher.answer(request, [Question(Query(text=phrase), (phrase,), concept)])
+
+
+class Generations:
+    """The generation that answers, and the look-out for the next; there is none before the first ``refresh``.
+
+    Args:
+        folder: Of the index.
+        opened: Makes the searcher of a newly opened index.
+
+    Raises:
+        IndexUnusableError: There is no index, or its manifest cannot be read.
+    """
+
+    def __init__(self, folder: Path, opened: Open) -> None:
+        self._folder = folder
+        self._open = opened
+        self._lock = Lock()
+        self._complaint: str | None = None
+        self._seen: object = None
+        self.current: Generation | None = None
+        self.manifest: Manifest = Index(folder).manifest
+
+    def refresh(self) -> bool:
+        """Takes over the current snapshot if it is another than the one that answers; blocks while it is opened.
+
+        Returns:
+            Whether another generation answers now.
+
+        Raises:
+            HubhoundError: The snapshot cannot be opened or does not fit; the one before goes on answering.
+        """
+        with self._lock:
+            found = self._signature()
+            if found is None or found == self._seen:
+                return False
+            index = Index(self._folder)
+            if index.manifest.encoder != self.manifest.encoder:
+                raise IndexMismatchError(
+                    "the index was made again with another encoder: restart the service to answer from it",
+                    "encoder",
+                    self.manifest.encoder.spec,
+                    index.manifest.encoder.spec,
+                )
+            searcher = self._open(index)
+            new = Generation(index, searcher, searcher.snapshot.number)
+            new.warm()
+            self._prepare_labels(new)
+            self.manifest = index.manifest
+            self.current, self._seen, self._complaint = new, found, None
+            return True
+
+    def look(self) -> bool | None:
+        """As ``refresh``; what goes wrong is logged once and is None."""
+        try:
+            return self.refresh()
+        except Exception as error:  # of damaged files numpy makes anything; the look-out goes on
+            complaint = f"{type(error).__name__}: {error}"
+            if complaint == self._complaint:
+                return False
+            self._complaint = complaint
+            log.error("the next generation cannot be taken over, the one before goes on answering: %s", error)
+            return None
+
+    def _prepare_labels(self, new: Generation) -> None:
+        """Has at hand what the generation before had, so that requests that need it do not begin to wait."""
+        for method in tuple(self.current.labels) if self.current else ():
+            try:
+                new.prepare_labels(method)
+            except HubhoundError as error:  # the encoder's: who asks for labels will be told, others are not held up
+                log.warning("labels of the next generation could not be embedded: %s", error)
+
+    def _signature(self) -> object:
+        """Changes with every snapshot that is written; None while there is none."""
+        path = self._folder / "snapshots" / "CURRENT"
+        try:
+            now = path.stat()
+        except OSError:
+            return None
+        return now.st_ino, now.st_mtime_ns, now.st_size
