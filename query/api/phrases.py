@@ -18,6 +18,7 @@ from engine.descriptors import FloatArray
 from engine.errors import ConceptError, HubhoundError, InputError, one_line
 from engine.index import Texts
 from query.api.errors import without_paths
+from query.api.imports import import_models
 from query.vocabulary import default_vocabulary
 
 log = logging.getLogger("hubhound.serve")
@@ -135,6 +136,8 @@ class Phrases:
             log.error("names of outputs cannot be prepared: %s", told)
 
     def _prepare(self) -> None:
+        if self._vocabulary is None:
+            import_models()  # the list of names comes with one of them
         phrases = self._vocabulary or default_vocabulary()
         self.total = len(phrases)
         names: list[str] = []

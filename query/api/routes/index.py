@@ -121,7 +121,13 @@ class Overview:
             self._hubness = generation, asyncio.ensure_future(made)
         task = self._hubness[1]
         await asyncio.wait({task}, timeout=_GRACE_S)
-        return task.result() if task.done() and not task.cancelled() else None
+        if not task.done() or task.cancelled():
+            return None
+        if error := task.exception():  # the rest of what is told is none the worse for it
+            log.error("the hubness of generation %d cannot be computed: %s", generation.number, error)
+            self._hubness = None
+            return None
+        return task.result()
 
 
 def _overview_of(request: Request) -> Overview:

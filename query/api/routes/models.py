@@ -214,6 +214,7 @@ async def get_model(
         return found, found.rows_of(snapshot, numbers).tolist()
 
     found, rows = await service.aside(find)
+    state = service.names.state  # before they are asked for: what is ready by the end need not have been in time
     described = None
     if generation is not None and found.record is not None:
         named = await service.names.of_rows(generation, rows, names)
@@ -233,7 +234,7 @@ async def get_model(
             copy_of=found.copy_of,
             facts=facts_of(found.record, service.settings.hub_url) if found.record else None,
             describe=None,
-            names=service.names.state,
+            names=state,
             profiles=found.profiles,
             performance=found.performance,
         )

@@ -100,6 +100,7 @@ async def get_outputs(body: OutputsBody, service: Annotated[Service, Depends(ser
         return asked, rows
 
     asked, rows = await service.aside(find)
+    state = service.names.state  # before they are asked for: what is ready by the end need not have been in time
     named = await service.names.of_rows(generation, rows, body.names)
     return answer(
         OutputsAnswer(
@@ -114,7 +115,7 @@ async def get_outputs(body: OutputsBody, service: Annotated[Service, Depends(ser
                 )
                 for (repo, record), names in zip(asked, named, strict=True)
             ),
-            names=service.names.state,
+            names=state,
         )
     )
 
