@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
 
 from engine.errors import (
     EncoderError,
@@ -221,12 +222,20 @@ def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         state = request.scope.setdefault("state", {})
         problem = to_problem(error, request_id=state.get("request_id"))
+        if problem.status == ProblemKind.METHOD_NOT_ALLOWED.status:
+            problem.headers["Allow"] = _methods(request)
         state["problem"] = problem.type  # for whoever counts, and so that nobody logs the error again
         return problem_response(problem)
 
     for kind in (ApiError, HubhoundError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, answer)
     _describe(app)
+
+
+def _methods(request: Request) -> str:
+    """What a path takes: all routes that fit it, where the framework tells those of the first."""
+    fitting = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for route in fitting for method in getattr(route, "methods", None) or ()}))
 
 
 def _describe(app: FastAPI) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 
@@ -43,6 +45,13 @@ class Generation:
     def warm(self) -> None:
         """Makes a scan, so that the first request finds the files in memory and the kernels compiled."""
         self._answer(SearchRequest())
+
+    def compile(self) -> None:
+        """Loads the compiled kernels, which one command would not: a service scans often enough to make up for it."""
+        if find_spec("numba") is not None:
+            import_module("engine.scan_numba")  # from then on kernels are chosen by what they take to run
+        self._answer(SearchRequest())
+        self._answer(SearchRequest(level="model"))
 
     def prepare_labels(self, method: Method) -> None:
         """Embeds the declared labels, if nobody did before: minutes where there are many. One call at a time."""

@@ -21,6 +21,9 @@ ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP":
 NAME_CHARACTERS = 255
 """Longest name of an upload that is kept."""
 
+MOST_OBLONG = 50
+"""How often the shorter side may fit into the longer: encoders scale the shorter one to theirs, and the other with it."""
+
 _ACCEPTED = (*FORMATS, "GIF", "TIFF")
 _SHOWN = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 _IN_PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
@@ -82,6 +85,12 @@ def store_image(source: BinaryIO, folder: Path, position: int, name: str, limits
             if pixels > limits.max_pixels:
                 raise _too_large(
                     name, f"has {image.width:,} x {image.height:,} pixels; an image may have {limits.max_pixels:,}"
+                )
+            shorter, longer = sorted(image.size)
+            if longer > MOST_OBLONG * shorter:
+                raise _refused(
+                    name,
+                    f"has {image.width:,} x {image.height:,} pixels: one side may be {MOST_OBLONG} times the other",
                 )
             path = folder / f"{position:03d}{ENDINGS[image.format or '']}"
             if pixels > _LARGE_PIXELS:

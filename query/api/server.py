@@ -58,6 +58,9 @@ def serve(settings: Settings, tell: Tell, load_encoder: LoadEncoder | None = Non
         IndexUnusableError: There is no index, or it cannot be opened.
     """
     settings.check_exposure()
+    if threading.current_thread() is threading.main_thread():
+        # The command lets a closed pipe end it, as `head` expects; here a client that hangs up would.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     with _logging(settings.log_format), ExitStack() as open_sockets:
         listeners = [open_sockets.enter_context(one) for one in bind(settings.host, settings.port)]
         app = create_app(settings, load_encoder)

@@ -90,6 +90,7 @@ class Service:
         self._preparing: dict[tuple[int, Method], Task[None]] = {}
         self._knowledge: tuple[object, Knowledge] = None, Knowledge()
         self._knowledge_lock = Lock()
+        self._compiled: Task[None] | None = None
         self._warm = not settings.preload
         self._why_cold = "the encoder is being loaded"
         self._ending = False
@@ -218,7 +219,8 @@ class Service:
     async def start(self) -> None:
         """Starts what runs beside requests: the encoder's thread, the look-out for generations, the preloading."""
         self.batches.start()
-        self._tasks = [asyncio.create_task(self._watch())]
+        self._compiled = asyncio.create_task(self._compile())
+        self._tasks = [asyncio.create_task(self._watch()), self._compiled]
         if self.settings.preload:
             self._tasks.append(asyncio.create_task(self._preload()))
 
@@ -318,8 +320,19 @@ class Service:
                 self._why_cold = why
                 await asyncio.sleep(RETRY_S)
             else:
+                if self._compiled:
+                    await asyncio.shield(self._compiled)
                 self._warm = True
         self._settled()
+
+    async def _compile(self) -> None:
+        """Loads the compiled kernels; an index that is empty has nothing to try them on."""
+        current = self._generations.current
+        if current is not None:
+            try:
+                await self.aside(current.compile)
+            except Exception as error:  # searches can do without
+                log.warning("the compiled kernels cannot be used: %s", one_line(str(error)))
 
     def _settled(self) -> None:
         """Something is ready that was not."""

@@ -57,6 +57,22 @@ def test_every_mode_becomes_rgb(tmp_path: Path, kind: str, mode: str, colour: An
         assert np.allclose(np.asarray(image)[5, 5], expected, atol=2)
 
 
+@pytest.mark.parametrize(("size", "fits"), [((1, 50), True), ((1, 51), False), ((510, 10), False), ((500, 10), True)])
+def test_long_thin_images_are_refused_before_they_are_decoded(
+    tmp_path: Path, size: tuple[int, int], fits: bool
+) -> None:
+    """An encoder that scales the shorter side to 224 pixels would make gigabytes of them."""
+    sent = io.BytesIO()
+    Image.new("RGB", size).save(sent, "PNG")
+    if fits:
+        assert store_image(sent, tmp_path, 0, "x", LIMITS).exists()
+        return
+    broken = sent.getvalue()[:-14]  # a decoder would say that it is damaged
+    with pytest.raises(ApiError, match="one side may be 50 times the other"):
+        store_image(io.BytesIO(broken), tmp_path, 0, "x", LIMITS)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_palette_with_transparency_lies_on_white(tmp_path: Path) -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 200, 0, 0] + [0] * 762)
