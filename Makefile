@@ -31,6 +31,7 @@ bench: setup
 	$(BIN)/python benchmarks/conductance.py --small
 	$(BIN)/python benchmarks/recommend.py --small
 	$(BIN)/python benchmarks/crawl.py --small
+	$(BIN)/python benchmarks/http.py --small
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
