@@ -30,7 +30,7 @@ function summary(found) {
   const shown = found.ranking.length < found.candidates ? `, the best ${count(found.ranking.length)} are shown` : "";
   const computed = found.profiled ? `${plural(found.profiled, "profile")} had to be computed` : "all profiles were remembered";
   const images = plural(found.target.images.length, "image");
-  return `${plural(found.candidates, "model")} ranked for ${images} in ${duration(found.seconds)}${shown}; ${computed}.`;
+  return `${plural(found.candidates, "model")} ranked for ${images}${found.profiled ? "" : ` in ${duration(found.seconds)}`}${shown}; ${computed}.`;
 }
 
 /** What a careful reader should know. */

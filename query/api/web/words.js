@@ -10,6 +10,7 @@ export const plural = (number, one, many = `${one}s`) => `${count(number)} ${num
 
 /** 88591464 -> "88.6 M", 1260 -> "1.3 k". */
 export function short(number) {
+  if (number >= 1e13) return number.toExponential(1).replace("e+", " \u00d7 10^"); // a card may say anything
   for (const [size, unit] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
     if (number >= size) {
       const scaled = number / size;
