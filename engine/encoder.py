@@ -169,7 +169,7 @@ def open_dual_encoder(spec: str) -> tuple[Any, Callable[[Image.Image], torch.Ten
             spec,
         )
     try:
-        with _quiet():
+        with _quiet(loading=True):
             return _open(spec, name)
     except EncoderError:
         raise
@@ -221,16 +221,41 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+class _OnlyErrors(logging.Filter):
+    """Lets nothing below an error pass."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+
+_CHATTY = ("transformers", "huggingface_hub", "timm")
+_ONLY_ERRORS = _OnlyErrors()  # one for all threads: adding it twice is adding it once
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps open_clip's and the tokenizers' advice off the terminal."""
+def _quiet(loading: bool = False) -> Iterator[None]:
+    """Keeps open_clip's and the tokenizers' advice off the terminal, and nobody else's.
+
+    A service encodes in one thread while others write its log.
+
+    Args:
+        loading: Python's warnings, too; they belong to all threads.
+    """
     import warnings
 
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    logging.root.addFilter(_ONLY_ERRORS)  # what is logged to the root itself, as open_clip does
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        if loading:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        else:
             yield
     finally:
-        logging.disable(before)
+        logging.root.removeFilter(_ONLY_ERRORS)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
