@@ -130,7 +130,7 @@ def _transformers(asked: _Asked) -> tuple[list[str], str | None]:
         *asked.names,
         "",
         f"processor = AutoImageProcessor.from_pretrained(REPOSITORY{asked.pin})",
-        f"model = AutoModelForImageClassification.from_pretrained(REPOSITORY{asked.pin}).eval()",
+        f"model = AutoModelForImageClassification.from_pretrained(REPOSITORY{asked.pin}).eval().float()",
         "",
         "image = Image.open('photo.jpg').convert('RGB')",
         "with torch.inference_mode():",

@@ -13,16 +13,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from engine.probes import open_image
 from engine.schema import Model
 from indexers.loaders import load
 from query.usage import usage
 from tests.support.hub_server import HubServer
-from tests.support.tiny_models import repository, timm_model, vit_model
+from tests.support.tiny_models import change_json, repository, timm_model, vit_model
 from tests.support.tiny_onnx import onnx_model
 
 LABEL = 'it\'s a "dog"\\ {x}'
+
+
+def in_half_precision(folder: Path) -> None:
+    """As many repositories are, and as transformers then loads them unless it is told."""
+    weights = folder / "model.safetensors"
+    save_file({name: value.half() for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    change_json(folder / "config.json", dtype="float16")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +41,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     timm_model(models / "one", classes=1)
     vit_model(models / "vit")
     vit_model(models / "several", problem_type="multi_label_classification")
+    in_half_precision(vit_model(models / "half"))
     onnx_model(models / "graph")
     with HubServer(root) as server:
         yield server
@@ -70,6 +79,7 @@ CASES: dict[str, tuple[str, str, int, dict[str, object], Callable[[torch.Tensor]
     "timm": ("timm.tiny", "timm", 5, {}, lambda answer: answer.softmax(-1)[3]),
     "timm, one output": ("one", "timm", 1, {}, lambda answer: answer.sigmoid()[0]),
     "transformers": ("vit", "transformers", 5, {}, lambda answer: answer.softmax(-1)[3]),
+    "transformers, half precision": ("half", "transformers", 5, {}, lambda answer: answer.softmax(-1)[3]),
     "transformers, several labels": ("several", "transformers", 5, {}, lambda answer: answer.sigmoid()[3]),
     # This one does not answer probabilities: that its plain answer is printed shows that nothing is done to it.
     "probabilities": ("vit", "transformers", 5, {"probabilities": True}, lambda answer: answer[3]),
