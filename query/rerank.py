@@ -77,7 +77,7 @@ class Reranker:
 
     Args:
         index: The index.
-        snapshot: The generation that was searched.
+        snapshot: The generation that was searched, or a newer one; what that has no more gets no figure.
         profiler: Shows images to models.
         settings: How.
     """
@@ -188,6 +188,8 @@ class Reranker:
 
     def _home(self, hit: Hit | ModelHit) -> list[ImageFile]:
         """The probes to which the matched outputs respond most."""
+        if hit.model not in self._snapshot.places:  # a newer generation than the one that was searched
+            return []
         outputs = [hit.output] if isinstance(hit, Hit) else [m.output for m in hit.outputs if m.output is not None]
         place = find_model(self._snapshot, hit.model)
         start, stop = self._snapshot.starts[place : place + 2].tolist()

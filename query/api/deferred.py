@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.index import Index
-from indexers.profiler import ProfileSettings
+from engine.snapshot import Snapshot
 from query.api.errors import ApiError, ProblemKind, problem_response, retry_after
-from query.api.jobs import Job, KeptImages, Kind, Watch
+from query.api.job_process import JobProcess
+from query.api.jobs import Job, KeptImages
+from query.api.orders import Order, carried_out
 from query.api.service import Service
 from query.api.uploads import Parsed
-from query.api.watched import ModelNeededError, WatchedProfiler, model_folders
-
-Make = Callable[[Index, WatchedProfiler, Sequence[Path], dict[str, str]], dict[str, Any]]
-"""Makes an answer as plain values of the index, a profiler, the images, and their names by path."""
+from query.api.watched import ModelNeededError
 
 
 @dataclass(frozen=True)
@@ -43,46 +40,40 @@ class Asker:
 
 
 async def answer(
-    service: Service, kind: Kind, make: Make, settings: ProfileSettings, sent: Parsed[Any], asker: Asker
+    service: Service, order: Order, sent: Parsed[Any], asker: Asker, snapshot: Snapshot | None = None
 ) -> Response:
     """Answers with 200, or with 202 and a job if that takes longer than ``job_grace_s``.
 
     What is remembered is answered without a job, so that it waits for none; mistakes in a request are found by the
-    same pass, before any model is loaded.
+    same pass, before any process is started.
 
     Args:
         service: The service.
-        kind: Of the job.
-        make: Makes the answer.
-        settings: How models are run.
+        order: What is to be done.
         sent: With the images, which are moved where a job needs them.
         asker: Who asks.
+        snapshot: That was searched, if one was.
 
     Raises:
         ApiError: ``models-not-run``, or ``busy``.
         HubhoundError: The request cannot be used.
     """
-
-    def made(watch: Watch | None, paths: Sequence[Path], names: dict[str, str]) -> dict[str, Any]:
-        folders = model_folders(service.settings.models)
-        index = Index(service.settings.index)
-        profiler = WatchedProfiler(index, service.settings.device, settings, folders, watch)
-        return make(index, profiler, paths, names)
-
     try:
-        return _answered(await service.aside(made, None, sent.images, sent.shown))
+        return _answered(await service.aside(carried_out, order, None, snapshot))
     except ModelNeededError as needed:
-        if not service.settings.run_models:
-            raise ApiError(
-                ProblemKind.MODELS_NOT_RUN,
-                f"{needed.model} was never shown these images, and this service runs no models: ask for images that "
-                "are known, or a service that was started with --run-models yes",
-                model=needed.model,
-            ) from None
+        starting = needed.progress
+    if not service.settings.run_models:
+        raise ApiError(
+            ProblemKind.MODELS_NOT_RUN,
+            f"{starting.model} was never shown these images, and this service runs no models: ask for images that are "
+            "known, or a service that was started with --run-models yes",
+            model=starting.model,
+        )
     kept = KeptImages(sent.images, sent.names)  # in one go with the next: whoever gives up finds them with the job
-    job = service.jobs.submit(
-        kind, lambda watch: made(watch, kept.paths, kept.names), kept, asker.owner, asker.request_id
+    work = JobProcess(
+        order.with_images(kept.paths), kept.folder, starting, service.jobs.program, service.settings.job_timeout_s
     )
+    job = service.jobs.submit(order.kind, work, kept, asker.owner, asker.request_id)
     try:
         job = await service.jobs.wait(job.id, service.settings.job_grace_s)
     except BaseException:  # nobody is told its id

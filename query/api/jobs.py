@@ -1,25 +1,24 @@
-"""Jobs: what takes longer than a request may, done one after the other by a thread of its own.
+"""Jobs: what takes longer than a request may, done one after the other.
 
-That thread runs models, and torch's threads belong to the whole process. It therefore steps back: the kernel gives it,
-and the OpenMP threads that it starts, only what searches leave of the processor.
+A thread sees to them. It runs no model itself: :mod:`query.api.job_process` starts a process for each job.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from pydantic import Field
@@ -35,7 +34,10 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 MOST_FINISHED = 100
 """Finished jobs that are kept at most, whatever their age."""
 
-_NICENESS = 10  # of -20..19; a searching thread of niceness 0 gets ten times its share of a core
+PROGRAM = (sys.executable, "-P", "-m", "query.api.job_child")
+"""What runs the models of a job."""
+
+_FOLDER = "hubhound-job-"
 _PATIENCE_S = 3.0
 _BUSY_S = 5.0
 
@@ -44,7 +46,9 @@ class JobProgress(Record):
     """How far a job is."""
 
     model: str = Field(description="The model that is being shown images.")
-    what: str = Field(description="What is being done with it: reading, loading, profiling.")
+    what: str = Field(
+        description="What is being done with it: starting (of the job's process), reading, loading, profiling."
+    )
     done: float = Field(description="Images done; parts of images count.")
     total: float = Field(description="Images to do; 0 while that is not known.")
     model_number: int = Field(description="Which of the models it is, from 1.")
@@ -72,25 +76,23 @@ class Job(Record):
         return {**told, "problem": self.problem.to_json() if self.problem else None}
 
 
-class JobCancelledError(BaseException):
-    """Ends the work of a cancelled job.
-
-    No Exception: what runs models takes many kinds of these for a fault of the model.
-    """
-
-
 class KeptImages:
     """Uploaded images in a folder that lives as long as a job needs them.
 
     Args:
         paths: Of the images, which are moved.
         names: What clients call them.
+
+    Attributes:
+        folder: Where they are; files of the job's process are put there, too.
+        paths: Of the images, as they are now.
+        names: What clients call them, by path.
     """
 
     def __init__(self, paths: Sequence[Path], names: Sequence[str]) -> None:
-        self._folder = TemporaryDirectory(prefix="hubhound-job-", ignore_cleanup_errors=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
         try:
-            self.paths = tuple(Path(shutil.move(path, self._folder.name)) for path in paths)
+            self.paths = tuple(Path(shutil.move(path, self.folder)) for path in paths)
         except BaseException:
             self.drop()
             raise
@@ -98,51 +100,24 @@ class KeptImages:
 
     def drop(self) -> None:
         """Removes the folder; it may be gone."""
-        self._folder.cleanup()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Watch:
-    """What a job's work tells, and where it learns that it is to end."""
+    """What a job's work tells, and where it learns that it is to end.
+
+    Attributes:
+        progress: How far it is.
+        cancelled: It is to end; what it answers then does not count.
+    """
 
     def __init__(self) -> None:
         self.progress: JobProgress | None = None
         self.cancelled = False
-        self._number = 0
-        self._models = 0
-
-    def expect(self, models: int) -> None:
-        """So many models will be shown images."""
-        self._models = models
-
-    def turn(self, model: str) -> None:
-        """The turn of the next model has come.
-
-        Raises:
-            JobCancelledError: The job is to end.
-        """
-        self._number += 1
-        self(model, "reading", 0, 0)
-
-    def __call__(self, model: str, what: str, done: float, total: float) -> None:
-        """As ``query.targets.Tell``.
-
-        Raises:
-            JobCancelledError: The job is to end.
-        """
-        if self.cancelled:
-            raise JobCancelledError
-        self.progress = JobProgress(
-            model=model,
-            what=what,
-            done=done,
-            total=total,
-            model_number=self._number,
-            models=max(self._models, self._number),
-        )
 
 
 Work = Callable[[Watch], dict[str, Any]]
-"""What a job does: its answer as plain values."""
+"""What a job does: its answer as plain values. It looks a few times a second whether it is cancelled."""
 
 
 @dataclass(eq=False)
@@ -186,11 +161,20 @@ class Jobs:
         settings: ``max_jobs`` and ``job_keep_s``.
         metrics: Told how many jobs are in each state.
         clock: Seconds since 1970.
+        program: Another program than ours for the processes of jobs: a command with its arguments.
+
+    Attributes:
+        program: That runs models.
     """
 
     def __init__(
-        self, settings: Settings, metrics: Metrics | None = None, clock: Callable[[], float] = time.time
+        self,
+        settings: Settings,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.time,
+        program: Sequence[str] | None = None,
     ) -> None:
+        self.program = tuple(program or PROGRAM)
         self._most = settings.max_jobs
         self._keep_s = settings.job_keep_s
         self._metrics = metrics
@@ -201,6 +185,7 @@ class Jobs:
         self._running: _Entry | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
+        _sweep(Path(tempfile.gettempdir()))
 
     def submit(
         self, kind: Kind, work: Work, images: KeptImages, owner: str | None = None, request_id: str | None = None
@@ -225,7 +210,6 @@ class Jobs:
                 self._entries[entry.id] = entry
                 self._queue[entry] = work
                 if self._thread is None:
-                    # A daemon: a model in the middle of a pass does not hold up the end of the process.
                     self._thread = threading.Thread(target=self._loop, name="hubhound-jobs", daemon=True)
                     self._thread.start()
                 self._changed.notify()
@@ -251,7 +235,7 @@ class Jobs:
             return self._find(job_id, owner).job()
 
     def cancel(self, job_id: str, owner: str | None = None) -> Job:
-        """Ends a job: a waiting one at once, the running one at its next sign of progress.
+        """Ends a job: a waiting one at once, the running one in a moment, when its process is killed.
 
         Raises:
             ApiError: ``job-not-found``, or ``job-finished``.
@@ -307,7 +291,6 @@ class Jobs:
             running.images.drop()
 
     def _loop(self) -> None:
-        _step_back()
         while (one := self._next()) is not None:
             self._run(*one)
 
@@ -328,14 +311,12 @@ class Jobs:
         state: JobEnd = "done"
         try:
             result = work(entry.watch)
-        except JobCancelledError:
-            state = "cancelled"
         except BaseException as error:  # whatever it is, the next job has its turn
             state, problem = "failed", to_problem(error, request_id=entry.request_id, names=entry.images.names)
         entry.images.drop()
         with self._changed:
             self._running = None
-            if entry.watch.cancelled:  # it came to its end before it noticed
+            if entry.watch.cancelled:
                 state, result, problem = "cancelled", None, None
             entry.result, entry.problem = result, problem
             self._end(entry, state)
@@ -373,11 +354,22 @@ class Jobs:
             self._metrics.jobs(len(self._queue), int(self._running is not None))
 
 
-def _step_back() -> None:
-    """Lowers the priority of this thread; threads that it starts inherit it."""
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+def _sweep(folder: Path) -> None:
+    """Removes the images of jobs whose service was killed."""
+    for path in folder.glob(f"{_FOLDER}*"):
+        match = re.fullmatch(rf"{_FOLDER}(\d+)-.*", path.name)
+        if match is not None and not _runs(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)  # not through a link, and not what is another user's
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _moment(seconds: float) -> datetime:

@@ -131,6 +131,13 @@ class Settings(BaseSettings):
     job_keep_s: float = Field(
         3600.0, gt=0, allow_inf_nan=False, description="How long a finished job is kept.", json_schema_extra=_unit("s")
     )
+    job_timeout_s: float = Field(
+        3600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long a job may run; then its process is killed.",
+        json_schema_extra=_unit("s"),
+    )
     names: bool = Field(True, description="Name what outputs recognise; the vocabulary is embedded in the background.")
     vocabulary: Path | None = Field(
         None, description="Phrases to name outputs with, one a line. By default the class names of ImageNet-21k."

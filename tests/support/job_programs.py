@@ -38,6 +38,14 @@ def program(code: str) -> tuple[str, ...]:
 HANG = "loading()\ntime.sleep(600)\n"
 """Begins with a model and does not end."""
 
+FACTS = """import os, resource
+    from engine.errors import InputError
+    facts = {"nice": os.nice(0), "leads": os.getpgid(0) == os.getpid()}
+    facts["core"] = resource.getrlimit(resource.RLIMIT_CORE)[0]
+    facts["oom"] = open("/proc/self/oom_score_adj").read().strip()
+    raise InputError("facts " + " ".join(f"{name}={value}" for name, value in facts.items()))"""
+"""For ``loading``: tells what the process may do."""
+
 
 def held(gate: Path) -> tuple[str, ...]:
     """A process of a job like ours that loads no model before a file is there."""

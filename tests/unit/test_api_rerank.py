@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,16 +14,17 @@ from typing import Any
 import httpx
 import pytest
 
-import indexers.profiler as profiler_module
 from engine.index import Index
 from indexers.profiler import ProfileSettings
+from query.api.orders import Order, RerankOrder, carried_out, read_order
 from query.api.watched import model_folders
 from query.request import SearchRequest
 from query.rerank import N_STEPS, Reranker, RerankSettings
 from query.search import Searcher
 from query.targets import TargetProfiler
+from tests.support.job_programs import HANG, program
 from tests.support.runnable_index import make_runnable_index
-from tests.support.service import Asked, asking, small_app
+from tests.support.service import Asked, asking, small_app, small_settings
 from tests.support.small_index import encode, encode_images, write_example
 from tests.support.tiny_models import timm_model
 
@@ -87,7 +87,7 @@ def problem(response: httpx.Response) -> tuple[int, str]:
 
 
 def finished(asked: Asked, location: str) -> Any:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 90
     while time.monotonic() < until:
         job = asked.get(location).json()
         if job["finished"]:
@@ -131,11 +131,27 @@ def test_what_is_asked_is_answered_as_the_command_does(
     zoo: Path,
     made: Path,
     owls: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with asking(small_app(zoo, job_grace_s=25, models=(made / "org",))) as asked:
+    expected = local(zoo, made, SearchRequest(images=(owls[0],), **request_), settings)
+    with asking(small_app(zoo, run_models=False)) as asked:
         response = ask(asked, owls[:1], **body)
-    assert response.status_code == 200, response.text
-    assert comparable(response.json()) == local(zoo, made, SearchRequest(images=(owls[0],), **request_), settings)
+        assert response.status_code == 200, response.text
+        assert comparable(response.json()) == expected
+    # The process of a job does the same: from memory, too, so that it needs no time.
+    orders: list[Order] = []
+
+    def noted(order: Order, *more: Any) -> dict[str, Any]:
+        orders.append(order)
+        return carried_out(order, *more)
+
+    monkeypatch.setattr("query.api.deferred.carried_out", noted)
+    with asking(small_app(zoo, run_models=False)) as asked:
+        ask(asked, owls[:1], **body)
+        images = [owls[0]]
+        (order,) = orders
+        again = read_order(json.loads(json.dumps(order.with_images(images).model_dump(mode="json"))))
+        assert comparable(again.checked(carried_out(again, lambda _: None))) == expected
 
 
 @pytest.mark.parametrize(
@@ -175,20 +191,29 @@ def test_a_model_that_is_another_by_now_is_named_without_its_place(zoo: Path, ow
     assert str(tmp_path) not in found.text
 
 
-def test_cancelling_a_reranking(
-    zoo: Path, made: Path, owls: list[Path], temporary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, go, load = threading.Event(), threading.Event(), profiler_module.load_tower
-
-    def held(*arguments: Any) -> Any:
-        begun.set()
-        assert go.wait(20)
-        return load(*arguments)
-
-    monkeypatch.setattr(profiler_module, "load_tower", held)
-    with asking(small_app(zoo, job_grace_s=0, models=(made / "org",))) as asked:
+def test_cancelling_a_reranking(zoo: Path, made: Path, owls: list[Path], temporary: Path) -> None:
+    app = small_app(zoo, job_grace_s=0, models=(made / "org",))
+    app.state.service.jobs.program = program(HANG)
+    with asking(app) as asked:
         location = ask(asked, owls).headers["Location"]
-        assert begun.wait(10) and len(list(temporary.glob("*/*"))) == 2
+        assert len(list(temporary.glob("hubhound-job-*/*"))) == 2
         assert asked.request("DELETE", location).status_code == 202
-        go.set()
         assert finished(asked, location)["state"] == "cancelled" and list(temporary.iterdir()) == []
+
+
+def test_a_generation_that_is_gone_before_its_job_begins(zoo: Path, made: Path, owls: list[Path]) -> None:
+    expected = local(zoo, made, SearchRequest(images=(owls[0],)), RerankSettings())
+    index = Index(zoo)
+    found = Searcher(index, encode, encode_images=encode_images).search(SearchRequest(images=(owls[0],)))
+    how = RerankSettings()
+    order = RerankOrder.of(
+        (owls[:1], 10), ("owl-0.png",), found, index.snapshot(), how, small_settings(zoo, run_models=False)
+    )
+    same = order.model_copy(update={"generation": "gen-999"})
+    for one in (order, same):
+        again = carried_out(one, lambda _: None)
+        assert again["rerank"] == expected["rerank"]
+    told = json.loads(json.dumps(order.found).replace("org/three", "org/gone"))
+    lost = carried_out(same.model_copy(update={"found": told}), lambda _: None)
+    reasons = {hit["model"]: hit.get("reason") for hit in lost["rerank"]["hits"]}
+    assert "taken out of the index" in reasons.pop("org/gone") and set(reasons.values()) == {None}

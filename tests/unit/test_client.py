@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-import indexers.profiler as profiler_module
 from engine.errors import HubhoundError, InputError
 from engine.index import Index
 from engine.schema import Model, ModelState
@@ -33,6 +31,8 @@ from query.request import SearchRequest
 from query.rerank import N_STEPS, Reranker, RerankSettings
 from query.search import Searcher
 from query.targets import TargetProfiler
+from tests.support.job_programs import held as held_program
+from tests.support.job_programs import loading
 from tests.support.runnable_index import CONCEPTS, PROFILED, make_runnable_index
 from tests.support.service import free_port, listening, small_app
 from tests.support.small_index import encode, encode_images, write_example
@@ -248,17 +248,12 @@ def test_the_index(client: Client, index: Index) -> None:
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Models are not loaded before it is set."""
-    go, load = threading.Event(), profiler_module.load_tower
-
-    def waiting(*arguments: Any) -> Any:
-        assert go.wait(20)
-        return load(*arguments)
-
-    monkeypatch.setattr(profiler_module, "load_tower", waiting)
-    yield go
-    go.set()
+def held(app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Models are not loaded before this file is there."""
+    gate = tmp_path / "gate"
+    monkeypatch.setattr(app.state.service.jobs, "program", held_program(gate))
+    yield gate
+    gate.touch()
 
 
 def cancelled(app: FastAPI) -> bool:
@@ -269,10 +264,10 @@ def cancelled(app: FastAPI) -> bool:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_who_gives_up_cancels_the_job(
-    error: type[BaseException], client: Client, app: FastAPI, held: threading.Event, tmp_path: Path
+    error: type[BaseException], client: Client, app: FastAPI, held: Path, tmp_path: Path
 ) -> None:
     def give_up(progress: JobProgress) -> None:
-        assert progress.what in {"reading", "loading"} and progress.models == 2
+        assert progress.what in {"starting", "reading", "loading"} and progress.models == 2
         raise error
 
     request = RecommendRequest((write_example(tmp_path / "new.png", f"for {error}"),))
@@ -281,21 +276,20 @@ def test_who_gives_up_cancels_the_job(
     assert cancelled(app)
 
 
-def test_a_job_that_takes_too_long_is_cancelled(url: str, app: FastAPI, held: threading.Event, tmp_path: Path) -> None:
+def test_a_job_that_takes_too_long_is_cancelled(url: str, app: FastAPI, held: Path, tmp_path: Path) -> None:
     request = RecommendRequest((write_example(tmp_path / "new.png", "too long"),))
     with Client(url, job_timeout_s=0.2) as hasty, pytest.raises(ServiceError, match=r"not done within 0\.2 s"):
         hasty.recommend(request)
     assert cancelled(app)
     with Client(url) as patient:  # whatever it had to wait for
-        held.set()
+        held.touch()
         assert patient.recommend(request).candidates == 2
 
 
-def test_a_job_that_somebody_else_cancels(client: Client, app: FastAPI, held: threading.Event, tmp_path: Path) -> None:
+def test_a_job_that_somebody_else_cancels(client: Client, app: FastAPI, held: Path, tmp_path: Path) -> None:
     def cancel(_: JobProgress) -> None:
         jobs = app.state.service.jobs
         jobs.cancel(next(reversed(jobs._entries)))
-        held.set()
 
     request = RecommendRequest((write_example(tmp_path / "new.png", "cancelled"),))
     with pytest.raises(ServiceError, match="cancelled the job"):
@@ -313,11 +307,9 @@ def once(call: Callable[[JobProgress], None]) -> Callable[[JobProgress], None]:
     return first
 
 
-def test_a_job_that_fails(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise InputError("it has gone")
-
-    monkeypatch.setattr(profiler_module, "load_tower", fail)
+def test_a_job_that_fails(client: Client, app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from engine.errors import InputError; raise InputError('it has gone')"
+    monkeypatch.setattr(app.state.service.jobs, "program", loading(code))
     request = RecommendRequest((write_example(tmp_path / "new.png", "failing"),))
     with pytest.raises(ServiceError, match="it has gone") as caught:
         client.recommend(request)

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from engine.errors import InputError
-from engine.index import Index
 from engine.transfer import ETA, GAMMA
-from indexers.profiler import ProfileSettings
 from query.api import deferred
 from query.api.catalogue import unknown_model
-from query.api.errors import ApiError, ProblemKind, responses, without_paths
+from query.api.errors import ApiError, ProblemKind, responses
 from query.api.jobs import Job
+from query.api.orders import RecommendOrder
 from query.api.service import Service, service_of
 from query.api.uploads import read_body
-from query.api.watched import WatchedProfiler
-from query.recommend import RecommendRequest, choose, recommend
-from query.recommendation import Recommendation, Target
+from query.recommend import RecommendRequest
+from query.recommendation import Recommendation
 
 router = APIRouter(tags=["recommend"])
-
-INDEX = "INDEX"
-"""What the commands that would help call the index: where it lies is nobody's business."""
 
 _MOST_CANDIDATES = 10_000
 
@@ -125,28 +118,8 @@ async def recommend_models(request: Request, service: Annotated[Service, Depends
             raise InputError(f"k is {asked.k}: this service shows at most {service.settings.max_hits} models")
         await service.aside(_check_candidates, service, asked.candidates)
 
-        def make(
-            index: Index, profiler: WatchedProfiler, paths: Sequence[Path], names: Mapping[str, str]
-        ) -> dict[str, Any]:
-            wanted = replace(asked, images=tuple(paths))
-            if profiler.watch is not None:
-                profiler.watch.expect(len(choose(INDEX, index.knowledge(), wanted)[0]))
-            return shown(recommend(index, wanted, profiler, INDEX), names).to_json()
-
-        asker = deferred.Asker.of(request)
-        return await deferred.answer(service, "recommend", make, ProfileSettings(), parsed, asker)
-
-
-def shown(found: Recommendation, names: Mapping[str, str]) -> Recommendation:
-    """A recommendation as clients see it: without the paths of this machine.
-
-    Args:
-        found: As it was made here.
-        names: Of the images, by path.
-    """
-    target = Target(images=tuple(names[path] for path in found.target.images), fingerprint=found.target.fingerprint)
-    left_out = tuple(one.model_copy(update={"reason": without_paths(one.reason, names)}) for one in found.left_out)
-    return found.model_copy(update={"target": target, "left_out": left_out})
+        order = RecommendOrder.of(asked, parsed.names, service.settings)
+        return await deferred.answer(service, order, parsed, deferred.Asker.of(request))
 
 
 def _check_candidates(service: Service, candidates: Sequence[str]) -> None:
