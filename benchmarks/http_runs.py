@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,7 @@ class Benchmark:
     def __init__(self, folder: Path, size: Size) -> None:
         self._folder, self._size = folder, size
         self._index = Index(folder)
+        import_module("engine.scan_numba")  # the service has the compiled kernels loaded, and so has this library
         self._searcher = Searcher(self._index)
         self._concepts = concepts_of(self._index, CACHED)
         self._index.embed(self._concepts)  # what is not on disk yet is encoded here
