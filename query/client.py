@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -17,16 +17,17 @@ from pydantic import BaseModel, ValidationError
 
 from engine.errors import HubhoundError, InputError, one_line
 from query.answers import SearchAnswer
-from query.api.catalogue import ListedModel, ModelList, ModelPage
-from query.api.jobs import Job, JobProgress
-from query.api.routes.index import IndexAnswer
-from query.api.routes.models import MOST_MODELS
 from query.description import DescribeAnswer
 from query.filters import Condition
 from query.recommend import RecommendRequest
 from query.recommendation import Recommendation
 from query.request import SearchRequest
 from query.rerank import RerankSettings
+
+if TYPE_CHECKING:  # else imported when they are wanted: their modules bring the framework of the service along
+    from query.api.catalogue import ListedModel, ModelPage
+    from query.api.jobs import Job, JobProgress
+    from query.api.routes.index import IndexAnswer
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -185,6 +186,9 @@ class Client:
         Raises:
             ServiceError: The service does not answer, or not with an answer.
         """
+        from query.api.catalogue import ModelList
+        from query.api.routes.models import MOST_MODELS
+
         found: list[ListedModel] = []
         after: dict[str, str] = {}
         while True:
@@ -205,6 +209,8 @@ class Client:
         Raises:
             ServiceError: The service does not know it, or does not answer.
         """
+        from query.api.catalogue import ModelPage
+
         path = f"/v1/models/{quote(name, safe='/')}"
         return self._parsed(ModelPage, self._ask("GET", path, params={"names": names}))
 
@@ -242,6 +248,8 @@ class Client:
         Raises:
             ServiceError: The service does not answer, or not with an answer.
         """
+        from query.api.routes.index import IndexAnswer
+
         return self._parsed(IndexAnswer, self._ask("GET", "/v1/index"))
 
     def _post(self, path: str, body: dict[str, object], images: Sequence[tuple[Path, bytes]]) -> httpx.Response:
@@ -255,6 +263,8 @@ class Client:
     def _answer(self, kind: type[T], response: httpx.Response, progress: Callable[[JobProgress], None] | None) -> T:
         if response.status_code != httpx.codes.ACCEPTED:
             return self._parsed(kind, response)
+        from query.api.jobs import Job
+
         job = self._finished(self._parsed(Job, response), progress)
         if job.problem is not None:
             told = job.problem
@@ -280,7 +290,7 @@ class Client:
                     )
                 time.sleep(min(pause_s, left_s))
                 pause_s = min(longest_s, 1.5 * pause_s)
-                job = self._parsed(Job, self._ask("GET", where))
+                job = self._parsed(type(job), self._ask("GET", where))
         except BaseException:
             with suppress(HubhoundError):
                 self._ask("DELETE", where)

@@ -169,7 +169,9 @@ def _remembered(place: Path, snapshot: Snapshot) -> tuple[FloatArray, npt.NDArra
 
 
 def _remember(place: Path, columns: dict[str, npt.NDArray[np.generic]]) -> None:
-    """Keeps what was computed for the next process; an index that cannot be written goes without."""
+    """Keeps what was computed for the next process; an index that is gone or cannot be written goes without."""
+    if not place.parent.parent.is_dir():
+        return
     try:
         shutil.rmtree(place, ignore_errors=True)  # damaged, if it is there
         for old in sorted(place.parent.glob("*"), key=lambda path: path.stat().st_mtime)[:-_KEEP]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,9 @@ import numpy.typing as npt
 from engine.errors import InputError
 from engine.schema import LeftOut, Model
 from engine.snapshot import Snapshot
+
+_COMPARED = 2_000  # ids with which an unknown one is compared letter by letter: some tenths of a second
+_LONGEST = 200  # characters of it that are
 
 
 def find_model(snapshot: Snapshot, model: str) -> int:
@@ -48,14 +52,29 @@ def find_record(snapshot: Snapshot, model: str) -> tuple[int, Model]:
 
 
 def near_models(snapshot: Snapshot, repo: str) -> list[str]:
-    """Ids in the index that are written nearly like an unknown one, at most three, the nearest first."""
+    """Ids in the index that are written nearly like an unknown one, at most three, the nearest first.
+
+    Of a large index only ids that share a part with it are compared letter by letter.
+    """
     folded = {known.casefold(): known for known in snapshot.places}
-    close = difflib.get_close_matches(repo.casefold(), folded, n=3, cutoff=0.6)
+    asked = repo.casefold()[:_LONGEST]
+    org, _, tail = asked.rpartition("/")
     # A name without its org or with another one, or a part of a name.
-    tail = repo.casefold().rpartition("/")[2]
     same = [name for name in folded if name.rpartition("/")[2] == tail]
     part = [name for name in folded if len(tail) >= 3 and tail in name]
+    compared: Iterable[str] = folded
+    if len(folded) > _COMPARED:
+        compared = part or _sharing(folded, (tail[: len(tail) // 2], tail[len(tail) // 2 :], org))
+    close = difflib.get_close_matches(asked, islice(compared, _COMPARED), n=3, cutoff=0.6)
     return [folded[name] for name in dict.fromkeys([*same, *close, *part])][:3]
+
+
+def _sharing(names: Iterable[str], parts: Sequence[str]) -> list[str]:
+    """The names that hold the first part that any holds; parts of less than 3 characters say nothing."""
+    for part in parts:
+        if len(part) >= 3 and (sharing := [name for name in names if part in name]):
+            return sharing
+    return []
 
 
 def find_outputs(

@@ -11,6 +11,7 @@ everything that was handed to other threads on its behalf has ended. Whoever han
 from __future__ import annotations
 
 from asyncio import Future as AsyncFuture
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -65,17 +66,19 @@ class Slot:
 
 
 class Slots:
-    """So many requests in flight. Safe to use from any thread.
+    """So many requests in flight, of which one client never has more than half. Safe to use from any thread.
 
     Args:
-        most: Slots, at least 1.
+        most: Slots, at least 1. A client may have one of 1.
         told: Called with how many are taken, whenever that changes.
     """
 
     def __init__(self, most: int, told: Callable[[int], None]) -> None:
         self._most = most
         self._told = told
+        self._share = max(1, most // 2)
         self._taken = 0
+        self._of: Counter[str] = Counter()
         self._lock = Lock()
 
     @property
@@ -84,14 +87,17 @@ class Slots:
         return self._taken
 
     @contextmanager
-    def slot(self) -> Iterator[Slot]:
+    def slot(self, client: str | None = None) -> Iterator[Slot]:
         """A slot for the request that is being answered, which `hold_while` finds in the same task.
 
+        Args:
+            client: Who asks, as told apart from others; None where all who ask are one.
+
         Raises:
-            ApiError: ``busy``: none is free.
+            ApiError: ``busy``: none is free, or the client has half of all.
         """
-        self._change(1)
-        slot = Slot(lambda: self._change(-1))
+        self._take(client)
+        slot = Slot(lambda: self._give_back(client))
         before = _CURRENT.set(slot)
         try:
             yield slot
@@ -99,16 +105,31 @@ class Slots:
             _CURRENT.reset(before)
             slot.let_go()
 
-    def _change(self, by: int) -> None:
+    def _take(self, client: str | None) -> None:
         with self._lock:
-            if self._taken + by > self._most:
-                raise ApiError(
-                    ProblemKind.BUSY,
-                    f"as many requests as may be, {self._most:,}, are being answered: come back in a moment",
-                    headers=retry_after(RETRY_S),
-                )
-            self._taken += by
+            if self._taken >= self._most:
+                raise _busy(f"as many requests as may be, {self._most:,}")
+            if client is not None:
+                if self._of[client] >= self._share:
+                    raise _busy(f"as many of your requests as may be, {self._share:,}")
+                self._of[client] += 1
+            self._taken += 1
             self._told(self._taken)
+
+    def _give_back(self, client: str | None) -> None:
+        with self._lock:
+            if client is not None:
+                self._of[client] -= 1
+                if not self._of[client]:
+                    del self._of[client]
+            self._taken -= 1
+            self._told(self._taken)
+
+
+def _busy(what: str) -> ApiError:
+    return ApiError(
+        ProblemKind.BUSY, f"{what}, are being answered: come back in a moment", headers=retry_after(RETRY_S)
+    )
 
 
 def hold_while(future: Future[Any] | AsyncFuture[Any]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from query.api import errors
@@ -20,6 +22,9 @@ _DESCRIPTION = """
 Find pretrained models by what they do: search the outputs of indexed models by concept or by example, and rank models
 for a few images without labels. Answers are those of the command line. Errors are problem+json (RFC 9457) with a
 stable `type`.
+
+A service with API keys wants one with every request but those to `/healthz` and `/readyz`, and also with those for this
+document: `Authorization: Bearer KEY`. One without keys does not look at it.
 """
 
 _TAGS = [
@@ -31,6 +36,8 @@ _TAGS = [
     {"name": "service", "description": "The state of the service."},
 ]
 
+_BEARER = {"type": "http", "scheme": "bearer", "description": "An API key, where the service was started with keys."}
+
 
 class Api(FastAPI):
     """A FastAPI app whose guards stand before everything else, its own error handling included."""
@@ -40,6 +47,13 @@ class Api(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """The guards around all there is."""
         return Guards(super().build_middleware_stack(), self.service.settings, self.service.metrics)
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, which says of keys that they may be needed: it is the same for every service."""
+        described = super().openapi()
+        described.setdefault("components", {})["securitySchemes"] = {"bearer": _BEARER}
+        described["security"] = [{}, {"bearer": []}]
+        return described
 
 
 def create_app(settings: Settings, load_encoder: LoadEncoder | None = None) -> FastAPI:
@@ -52,8 +66,10 @@ def create_app(settings: Settings, load_encoder: LoadEncoder | None = None) -> F
     Raises:
         IndexUnusableError: There is no index, or it cannot be opened. An empty one can: the service is ready when it
             has its first generation.
-        InputError: The file of keys, the vocabulary or a folder of models cannot be used.
+        InputError: The file of keys, the vocabulary, a folder of models or the device cannot be used.
     """
+    settings.check_files()
+    settings.check_device()
     model_folders(settings.models)
     service = Service(settings, load_encoder)
 
@@ -74,11 +90,19 @@ def create_app(settings: Settings, load_encoder: LoadEncoder | None = None) -> F
         redoc_url=None,
         redirect_slashes=False,
         openapi_tags=_TAGS,
+        generate_unique_id_function=_operation_id,
         lifespan=lifespan,
     )
     app.service = app.state.service = service
     errors.install(app)
-    for part in (search, recommend, jobs, models, outputs, probes, index, health, page):
+    parts = (search, recommend, jobs, models, outputs, probes, index, health, page)
+    for part in parts:
         app.include_router(part.router)
+    app.state.routes = [route for part in parts for route in part.router.routes]  # FastAPI's own list is of routers
     app.middleware_stack = app.build_middleware_stack()  # now: what is wrong with the settings is told at the start
     return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    """The function's name: what generated clients call their methods."""
+    return route.name

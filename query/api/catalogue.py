@@ -6,7 +6,6 @@ import json
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -31,7 +30,6 @@ from query.usage import is_hub_id
 
 NO_STORE = {"Cache-Control": "no-store"}
 
-_COMPARED = 2_000  # ids with which an unknown one is compared letter by letter: some tenths of a second
 _SELECTIONS = 16  # of models, by filter, that are remembered for the next page
 
 
@@ -186,26 +184,11 @@ class Found:
 
 def unknown_model(snapshot: Snapshot | None, knowledge: Knowledge, name: str) -> ApiError:
     """The error for a model that is nowhere; blocks for as long as it takes to look for near names."""
-    near = _near(snapshot, name.partition("@")[0][:200]) if snapshot else []
+    near = [] if snapshot is None else near_models(snapshot, name.partition("@")[0])
     near += [known for known in knowledge.models() if name.casefold() in known.casefold()]
     near = list(dict.fromkeys(near))[:3]
     hint = f"did you mean {' or '.join(near)}?" if near else "GET /v1/models lists what is there"
     return ApiError(ProblemKind.MODEL_NOT_FOUND, f"the model {name[:200]} is not in the index: {hint}", near=near)
-
-
-def _near(snapshot: Snapshot, name: str) -> list[str]:
-    """Ids that are written nearly like an unknown one; of a large index only among those that share a part with it."""
-    if len(snapshot.places) <= _COMPARED:
-        return near_models(snapshot, name)
-    org, _, tail = name.casefold().rpartition("/")
-    parts = [part for part in (tail, tail[: len(tail) // 2], tail[len(tail) // 2 :], org) if len(part) >= 3]
-    folded = {known.casefold(): known for known in snapshot.places}
-    for part in parts:
-        sharing = [known for known in folded if part in known]
-        if sharing:
-            close = get_close_matches(name.casefold(), sharing[:_COMPARED], n=3, cutoff=0.6)
-            return [folded[known] for known in close or sharing[:3]]
-    return []
 
 
 class Listing:

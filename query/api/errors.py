@@ -234,7 +234,8 @@ def install(app: FastAPI) -> None:
 
 def _methods(request: Request) -> str:
     """What a path takes: all routes that fit it, where the framework tells those of the first."""
-    fitting = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    routes = getattr(request.app.state, "routes", request.app.routes)
+    fitting = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
     return ", ".join(sorted({method for route in fitting for method in getattr(route, "methods", None) or ()}))
 
 
@@ -347,8 +348,8 @@ def without_paths(text: str, names: Mapping[str, str]) -> str:
 def _invalid(errors: Sequence[Any]) -> Problem:
     if any(fault.get("type") == "json_invalid" for fault in errors):
         return _problem(ProblemKind.INVALID_REQUEST, "the body is not valid JSON")
-    faults = [Fault(where=_where(fault.get("loc", ())), message=one_line(str(fault["msg"]))) for fault in errors]
-    faults = faults[:_MOST_FAULTS]
+    told = errors[:_MOST_FAULTS]  # cut first: a body can have a hundred thousand
+    faults = [Fault(where=_where(fault.get("loc", ())), message=one_line(str(fault["msg"]))) for fault in told]
     detail = "; ".join(f"{fault.where}: {fault.message}" for fault in faults[:3]) or "it does not fit the schema"
     if len(errors) > 3:
         detail += f"; and {len(errors) - 3:,} more"

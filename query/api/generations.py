@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from threading import Lock
 
 from engine.distance import Method
-from engine.errors import HubhoundError, IndexMismatchError
+from engine.errors import HubhoundError, IndexDamagedError, IndexMismatchError
 from engine.index import Index
 from engine.manifest import Manifest
 from query.answers import Query
@@ -35,15 +36,27 @@ class Generation:
         searcher: Over the snapshot.
         number: Of the generation, from 1.
         labels: The methods for which declared labels are at hand as witnesses.
+        serial: Of all that this process has opened: an index that is made again counts its generations from 1 again.
     """
 
     index: Index
     searcher: Searcher
     number: int
     labels: set[Method] = field(default_factory=set, compare=False)
+    serial: int = field(default_factory=count(1).__next__)
 
     def warm(self) -> None:
-        """Makes a scan, so that the first request finds the files in memory and the kernels compiled."""
+        """Reads what requests need and makes a scan: the first finds it in memory, and none finds another index's.
+
+        Raises:
+            IndexDamagedError: A file cannot be read.
+        """
+        files, probes = self.index.probe_files, self.index.manifest.probes
+        if len(files) != probes.count or len(self.index.probe_embeddings) != probes.count:
+            raise IndexDamagedError(
+                f"{self.index.folder / 'probes.json'} names {len(files)} probes, the manifest {probes.count}",
+                self.index.folder,
+            )
         self._answer(SearchRequest())
 
     def compile(self) -> None:

@@ -126,6 +126,9 @@ class Guards:
                     answered.setdefault(name, value)
                 if scope["path"].startswith(_API):
                     answered.setdefault("Cache-Control", "no-store")
+                # Also where nobody allowed asks: what a cache keeps of that answer must not be given to a page that is.
+                if self._origins.allowed and "origin" not in answered.get("Vary", "").lower():
+                    answered.add_vary_header("Origin")
             await send(message)
 
         try:
@@ -154,9 +157,9 @@ class Guards:
             await send(message)
 
         try:
-            self._enter(scope, headers)
+            client = self._enter(scope)
             body.check_head()
-            with self._slots.slot() if scope["path"].startswith(_API) else nullcontext():
+            with self._slots.slot(client) if scope["path"].startswith(_API) else nullcontext():
                 await self._in_time(scope, body, tell)
             if body.over and not started:
                 raise body.too_large
@@ -173,16 +176,20 @@ class Guards:
             if body.gone:
                 state["gone"] = True
 
-    def _enter(self, scope: Scope, headers: Headers) -> None:
-        """Lets those in who have a key and have not asked too often."""
+    def _enter(self, scope: Scope) -> str | None:
+        """Lets those in who have a key and have not asked too often.
+
+        Returns:
+            The name of the key, or the address; None where clients are not told apart.
+        """
         path = scope["path"]
         if path in _OPEN or path.startswith(_OPEN_BELOW):
-            return
+            return None
         if self._keys is not None:
             name = self._keys.admit([value for key, value in scope["headers"] if key == b"authorization"])
             scope["state"]["key"] = name
         elif self._loopback:  # all who ask are one address here: somebody alone, or everybody behind a proxy
-            return
+            return None
         else:
             name = (scope.get("client") or ("",))[0]
         wait_s = self._rates.take(name, THUMBNAIL_COST if _THUMBNAIL.fullmatch(path) else 1.0)
@@ -192,6 +199,7 @@ class Guards:
                 "more requests came than are allowed: come back when Retry-After says",
                 headers=retry_after(wait_s),
             )
+        return name
 
     async def _in_time(self, scope: Scope, body: Body, send: Send) -> None:
         """Lets the app answer; at the timeout its task is cancelled, and with it the reading of a slow body."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -21,8 +24,14 @@ ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP":
 NAME_CHARACTERS = 255
 """Longest name of an upload that is kept."""
 
+TOGETHER = 8
+"""All images of a request may have so often the pixels of one: 32 photographs of a telephone."""
+
 MOST_OBLONG = 50
-"""How often the shorter side may fit into the longer: encoders scale the shorter one to theirs, and the other with it."""
+"""How often the shorter side may fit into the longer: encoders scale the shorter one to theirs, the other with it."""
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EROFS})
+"""Numbers of errors of the system that are no fault of what was sent: nothing more can be stored, or opened."""
 
 _ACCEPTED = (*FORMATS, "GIF", "TIFF")
 _SHOWN = "JPEG, PNG, WebP, GIF, BMP or TIFF"
@@ -43,6 +52,11 @@ class ImageLimits:
     max_bytes: int
     max_pixels: int
 
+    @property
+    def max_pixels_together(self) -> int:
+        """Most pixels of all images of one request."""
+        return TOGETHER * self.max_pixels
+
 
 def clean_name(name: str | None, position: int) -> str:
     """The client's name of an upload as text to show; never used as a path.
@@ -55,6 +69,25 @@ def clean_name(name: str | None, position: int) -> str:
         c for c in (name or "")[: 4 * NAME_CHARACTERS] if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}
     )
     return kept.strip()[:NAME_CHARACTERS] or f"image {position + 1}"
+
+
+def pixels_of(source: BinaryIO, name: str, limits: ImageLimits) -> int:
+    """Checks what an image says of itself, and decodes nothing.
+
+    Args:
+        source: The file as it was sent.
+        name: The client's name, for messages.
+        limits: What it may be.
+
+    Returns:
+        Width times height.
+
+    Raises:
+        ApiError: ``invalid-request``: it is empty, of another format or damaged. ``too-large``.
+        OSError: One of `NO_ROOM`.
+    """
+    with _checked(source, name, limits) as image:
+        return image.width * image.height
 
 
 def store_image(source: BinaryIO, folder: Path, position: int, name: str, limits: ImageLimits) -> Path:
@@ -72,7 +105,19 @@ def store_image(source: BinaryIO, folder: Path, position: int, name: str, limits
 
     Raises:
         ApiError: ``invalid-request``: it is empty, of another format or damaged. ``too-large``.
+        OSError: One of `NO_ROOM`.
     """
+    with _checked(source, name, limits) as image:
+        path = folder / f"{position:03d}{ENDINGS[image.format or '']}"
+        if image.width * image.height > _LARGE_PIXELS:
+            with _LARGE:  # several at once would need gigabytes
+                return _write(source, image, path)
+        return _write(source, image, path)
+
+
+@contextmanager
+def _checked(source: BinaryIO, name: str, limits: ImageLimits) -> Iterator[Image.Image]:
+    """An image that is not decoded yet; what goes wrong with it until the context ends is the client's fault."""
     size = source.seek(0, 2)
     source.seek(0)
     if size == 0:
@@ -92,21 +137,24 @@ def store_image(source: BinaryIO, folder: Path, position: int, name: str, limits
                     name,
                     f"has {image.width:,} x {image.height:,} pixels: one side may be {MOST_OBLONG} times the other",
                 )
-            path = folder / f"{position:03d}{ENDINGS[image.format or '']}"
-            if pixels > _LARGE_PIXELS:
-                with _LARGE:  # several at once would need gigabytes
-                    return _write(source, image, path)
-            return _write(source, image, path)
+            yield image
     except ApiError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name, f"has more pixels than is safe; an image may have {limits.max_pixels:,}") from None
     except UnidentifiedImageError:
         raise _refused(name, f"is not an image that can be read: {_SHOWN}") from None
-    except ProbeError:
+    except ProbeError as error:
+        _raise_no_room(error.__cause__)
         raise _refused(name, "is damaged: not all of it can be read") from None
     except Exception as error:  # decoders raise nearly anything on what somebody has broken on purpose
+        _raise_no_room(error)
         raise _refused(name, f"is damaged: it cannot be read ({type(error).__name__})") from None
+
+
+def _raise_no_room(error: BaseException | None) -> None:
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        raise error
 
 
 def _write(source: BinaryIO, image: Image.Image, path: Path) -> Path:

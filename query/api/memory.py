@@ -12,16 +12,66 @@ from engine.concepts import ConceptCache
 from engine.descriptors import FloatArray
 
 
-class ConceptMemory(ConceptCache):
+class Place:
+    """The folder that an index was opened in: another one may come to lie where it was.
+
+    Args:
+        folder: Of the index.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.renew()
+
+    def renew(self) -> None:
+        """The folder that is there now is the one."""
+        self._known = self._now()
+
+    def same(self) -> bool:
+        """Whether it is still the one; what is kept beside another index must not be mixed up with ours."""
+        return self._known is not None and self._now() == self._known
+
+    def _now(self) -> tuple[int, int] | None:
+        try:
+            found = self._folder.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
+class PlacedCache(ConceptCache):
+    """A ``ConceptCache`` that is left alone when its index is no longer the one that was opened.
+
+    Args:
+        path: The index's file of embeddings; it need not exist.
+        place: The index's folder; by default as it is now.
+    """
+
+    def __init__(self, path: Path, place: Place | None = None) -> None:
+        super().__init__(path)
+        self._place = place or Place(path.parent)
+
+    def get(self, texts: Sequence[str]) -> dict[str, FloatArray]:
+        """Embeddings of those texts that are known, float32 ``[d]`` each."""
+        return super().get(texts) if self._place.same() else {}
+
+    def put(self, vectors: Mapping[str, FloatArray]) -> None:
+        """Remembers embeddings."""
+        if self._place.same():
+            super().put(vectors)
+
+
+class ConceptMemory(PlacedCache):
     """A ``ConceptCache`` that answers from memory where it can; several threads may use it.
 
     Args:
         path: The index's file of embeddings; it need not exist.
         most: Embeddings kept in memory, >= 1; those that were not used for longest go first.
+        place: The index's folder; by default as it is now.
     """
 
-    def __init__(self, path: Path, most: int) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, most: int, place: Place | None = None) -> None:
+        super().__init__(path, place)
         self._most = most
         self._kept: OrderedDict[str, FloatArray] = OrderedDict()
         self._lock = Lock()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from asyncio import Lock
+from asyncio import Lock, create_task, shield
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Literal
@@ -16,6 +16,7 @@ from engine.errors import InputError
 from engine.index import Index, Texts
 from engine.schema import Record
 from query.api.generations import Generation
+from query.api.memory import Place
 from query.api.phrases import Phrases
 from query.api.settings import Settings
 from query.describe import Describer
@@ -42,7 +43,7 @@ State = Literal["ready", "preparing", "off", "failed"]
 Aside = Callable[..., Awaitable[list[tuple[OutputNames, bool]]]]
 """Runs a function in another thread: ``Service.aside``."""
 
-_Key = tuple[int, int, int]  # generation, row, k
+_Key = tuple[int, int, int]  # serial of the generation, row, k
 
 
 class NamesState(Record):
@@ -61,15 +62,16 @@ class Names:
         settings: Whether names are wanted, and the vocabulary.
         encode: Embeds texts that no request waits for; blocks.
         aside: Runs a function in another thread.
+        place: The index's folder; by default as it is now.
 
     Raises:
         InputError: The vocabulary's file cannot be used.
     """
 
-    def __init__(self, settings: Settings, encode: Texts, aside: Aside) -> None:
+    def __init__(self, settings: Settings, encode: Texts, aside: Aside, place: Place | None = None) -> None:
         self._on = settings.names
         given = read_vocabulary(settings.vocabulary) if settings.names and settings.vocabulary else None
-        self._phrases = Phrases(settings.index / "concepts.sqlite", given, encode)
+        self._phrases = Phrases(settings.index / "concepts.sqlite", given, encode, place)
         self._aside = aside
         self._one = Lock()
         self._describer: tuple[Generation, Describer] | None = None
@@ -122,24 +124,34 @@ class Names:
         found: dict[int, OutputNames] = {}
         for part in _parts(rows):
             if self._look_up(found, generation, part, k):
-                async with self._one:  # others may have found some of them meanwhile
-                    missing = self._look_up(found, generation, part, k)
-                    named = await self._aside(self._name, generation, missing, k) if missing else []
-                    for row, (names, whole) in zip(missing, named, strict=True):
-                        found[row] = names
-                        if whole:
-                            self._remember((generation.number, row, k), names)
+                await self._one.acquire()
+                # A task that gives it back: when the request is given up, the thread goes on, and nobody else begins.
+                found |= await shield(create_task(self._found(generation, part, k)))
         return [found[row] for row in rows]
+
+    async def _found(self, generation: Generation, rows: Sequence[int], k: int) -> dict[int, OutputNames]:
+        """Names of rows, which are remembered; the lock is taken, and given back."""
+        found: dict[int, OutputNames] = {}
+        try:
+            missing = self._look_up(found, generation, rows, k)  # others may have found some of them meanwhile
+            named = await self._aside(self._name, generation, missing, k) if missing else []
+            for row, (names, whole) in zip(missing, named, strict=True):
+                found[row] = names
+                if whole:
+                    self._remember((generation.serial, row, k), names)
+        finally:
+            self._one.release()
+        return found
 
     def _look_up(self, found: dict[int, OutputNames], generation: Generation, rows: Sequence[int], k: int) -> list[int]:
         """Takes what is remembered; returns the rows that are not."""
         missing = []
         for row in rows:
-            names = self._known.get((generation.number, row, k))
+            names = self._known.get((generation.serial, row, k))
             if names is None:
                 missing.append(row)
             else:
-                self._known.move_to_end((generation.number, row, k))
+                self._known.move_to_end((generation.serial, row, k))
                 found[row] = names
         return missing
 
@@ -177,7 +189,8 @@ class Names:
         prepared, snapshot = self._phrases.prepared, generation.searcher.snapshot
         if prepared is None:
             raise InputError("the vocabulary is not embedded yet: ask again later")
-        if self._describer is None:
+        probes = generation.index.manifest.probes.fingerprint
+        if self._describer is None or self._describer[0].index.manifest.probes.fingerprint != probes:
             describer = Describer(
                 generation.index,
                 prepared.phrases,

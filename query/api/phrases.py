@@ -13,12 +13,12 @@ from threading import Condition, Thread
 
 import numpy as np
 
-from engine.concepts import ConceptCache
 from engine.descriptors import FloatArray
 from engine.errors import ConceptError, HubhoundError, InputError, one_line
 from engine.index import Texts
 from query.api.errors import without_paths
 from query.api.imports import import_models
+from query.api.memory import Place, PlacedCache
 from query.vocabulary import default_vocabulary
 
 log = logging.getLogger("hubhound.serve")
@@ -57,6 +57,7 @@ class Phrases:
         path: The index's file of embeddings.
         vocabulary: Phrases, cleaned; None for the class names of ImageNet-21k.
         encode: Embeds texts that no request waits for; blocks.
+        place: The index's folder; by default as it is now.
 
     Attributes:
         done: Phrases of the vocabulary that are embedded.
@@ -66,8 +67,8 @@ class Phrases:
         unknown: Phrases of which the encoder knows no part.
     """
 
-    def __init__(self, path: Path, vocabulary: Sequence[str] | None, encode: Texts) -> None:
-        self._cache = ConceptCache(path)
+    def __init__(self, path: Path, vocabulary: Sequence[str] | None, encode: Texts, place: Place | None = None) -> None:
+        self._cache = PlacedCache(path, place)
         self._vocabulary = vocabulary
         self._encode = encode
         self._wake = Condition()

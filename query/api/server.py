@@ -30,6 +30,7 @@ from engine.errors import InputError
 from indexers.crawl.log import logging_to
 from query.api.app import create_app
 from query.api.errors import LOGGER, ApiError, ProblemKind, problem_response, retry_after
+from query.api.protocol import Connection, room_for_connections
 from query.api.service import LoadEncoder, Service
 from query.api.settings import Settings
 
@@ -159,7 +160,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 _TellsTheEnd(app),
-                http="httptools",
+                http=Connection.limited_to(room_for_connections()),
                 loop="uvloop",
                 ws="none",
                 lifespan="on",

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
 from typing import ParamSpec, TypeVar
 
 from fastapi import Request
@@ -20,14 +19,15 @@ from engine.concepts import clean_concept
 from engine.distance import Method
 from engine.errors import one_line
 from engine.index import Index
-from engine.knowledge import FILE, Knowledge
+from engine.knowledge import Knowledge
 from query.api.admission import hold_while
 from query.api.batches import RETRY_S, Encoder, TextBatches
 from query.api.errors import LOGGER, ApiError, ProblemKind, retry_after, without_paths
 from query.api.generations import Generation, Generations
 from query.api.imports import IMPORTING
 from query.api.jobs import Jobs
-from query.api.memory import ConceptMemory, image_key
+from query.api.known import KnowledgeFile
+from query.api.memory import ConceptMemory, Place, image_key
 from query.api.metrics import Metrics
 from query.api.names import Names
 from query.api.settings import Settings
@@ -41,6 +41,9 @@ T = TypeVar("T")
 
 ASIDE_THREADS = 4
 """Threads for what must not hold up searches."""
+
+LOOKUP_THREADS = 2
+"""Threads that look for embeddings in the index's file: searches for new texts wait for nothing else."""
 
 MOST_PATIENCE_S = 3.0
 """So long the end of the service waits for the job that runs."""
@@ -73,7 +76,8 @@ class Service:
     def __init__(self, settings: Settings, load_encoder: LoadEncoder | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.memory = ConceptMemory(settings.index / "concepts.sqlite", settings.concept_cache)
+        self._place = Place(settings.index)
+        self.memory = ConceptMemory(settings.index / "concepts.sqlite", settings.concept_cache, self._place)
         self._load_encoder = load_encoder
         self._generations = Generations(settings.index, self._opened)
         encoder = self._generations.manifest.encoder
@@ -84,12 +88,12 @@ class Service:
         cores = len(os.sched_getaffinity(0))
         self._scans = ThreadPoolExecutor(settings.threads or cores, thread_name_prefix="hubhound-scan")
         self._others = ThreadPoolExecutor(ASIDE_THREADS, thread_name_prefix="hubhound-aside")
+        self._lookups = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="hubhound-lookup")
         self._upkeep = ThreadPoolExecutor(1, thread_name_prefix="hubhound-upkeep")
         self._tasks: list[Task[None]] = []
         self._labelling = asyncio.Lock()
-        self._preparing: dict[tuple[int, Method], Task[None]] = {}
-        self._knowledge: tuple[object, Knowledge] = None, Knowledge()
-        self._knowledge_lock = Lock()
+        self._preparing: dict[tuple[int, Method], Task[None]] = {}  # by serial
+        self._knowledge = KnowledgeFile(settings.index)
         self._compiled: Task[None] | None = None
         self._warm = not settings.preload
         self._why_cold = "the encoder is being loaded"
@@ -98,7 +102,7 @@ class Service:
         self._drained: Task[None] | None = None
         self._count()
         self.jobs = Jobs(settings, self.metrics)
-        self.names = Names(settings, self.batches.encode, self.aside)
+        self.names = Names(settings, self.batches.encode, self.aside, self._place)
         self.thumbnails = Thumbnails()
 
     @property
@@ -145,16 +149,11 @@ class Service:
         Raises:
             IndexDamagedError: The file cannot be read.
         """
-        folder = self.settings.index
-        with self._knowledge_lock:
-            try:
-                now = (folder / FILE).stat()
-                seen: object = (now.st_ino, now.st_mtime_ns, now.st_size)
-            except FileNotFoundError:
-                seen = ()
-            if seen != self._knowledge[0]:
-                self._knowledge = seen, Knowledge.read(folder)
-            return self._knowledge[1]
+        return self._knowledge.read()
+
+    def knowledge_or_nothing(self) -> Knowledge:
+        """As ``knowledge``; nothing where the file cannot be read, for answers that are worth something without."""
+        return self._knowledge.read_or_nothing()
 
     async def scan(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a search in one of the threads that scan."""
@@ -181,7 +180,7 @@ class Service:
         cleaned = list(dict.fromkeys(map(clean_concept, texts)))
         new = self.memory.missing(cleaned)
         if new:
-            await self.aside(self.memory.get, new)
+            await _done(self._lookups.submit(self.memory.get, new))
             unknown = self.memory.missing(new)
             self._told(len(cleaned) - len(new), len(new) - len(unknown), len(unknown))
             if unknown:
@@ -208,7 +207,7 @@ class Service:
         """Sees to it that declared labels are at hand; goes on in the background when the request is given up."""
         if method in generation.labels:
             return
-        key = generation.number, method
+        key = generation.serial, method
         task = self._preparing.get(key)
         if task is None:
             task = asyncio.create_task(self._prepare_labels(generation, method))
@@ -245,7 +244,7 @@ class Service:
                 await task
         self.names.stop()
         self.batches.stop()
-        for pool in (self._scans, self._others, self._upkeep):
+        for pool in (self._scans, self._others, self._lookups, self._upkeep):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def told(self) -> str:
@@ -265,6 +264,7 @@ class Service:
             return Index(self.settings.index).load_encoder(self.settings.device)
 
     def _opened(self, index: Index) -> Searcher:
+        self._place.renew()  # it has the encoder that the service has
         index.concepts = self.memory
         return Searcher(index, encode=self.batches.encode, encode_images=self.batches.encode_images)
 

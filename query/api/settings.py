@@ -6,7 +6,10 @@ The command's options and the environment's variables follow from these fields: 
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,13 +17,21 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from engine.errors import InputError
+from engine.errors import InputError, one_line
 
 PREFIX = "HUBHOUND_SERVE_"
 """Of the variables in the environment."""
 
 Texts = Annotated[tuple[str, ...], NoDecode]
 """A list; in the environment its values are separated by commas."""
+
+_DEVICE = re.compile(r"(?:cpu|cuda|mps|xpu)(?::\d{1,3})?")
+_PLAIN = {
+    "int_parsing": "write a whole number",
+    "float_parsing": "write a number",
+    "bool_parsing": "write yes or no",
+    "string_pattern_mismatch": "write http://HOST or https://HOST",
+}  # instead of what pydantic says
 
 
 def _unit(name: str) -> dict[str, Any]:
@@ -171,8 +182,9 @@ class Settings(BaseSettings):
             given: Values by the fields' names.
 
         Raises:
-            InputError: A value is missing or out of range.
+            InputError: A value is missing or out of range, or a variable is none of ours.
         """
+        _check_variables(os.environ)
         try:
             return cls(**given)  # type: ignore[arg-type]
         except ValidationError as error:
@@ -183,7 +195,8 @@ class Settings(BaseSettings):
                 raise InputError(f"{flag(name)} is missing: give it, or set {variable(name)}") from error
             where = flag(name) if name in given else variable(name)
             shown = str(first["input"])[:100]
-            raise InputError(f"{where} {shown!r}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
+            told = _PLAIN.get(first["type"]) or f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+            raise InputError(f"{where} {shown!r}: {told}") from error
 
     @property
     def loopback(self) -> bool:
@@ -206,6 +219,47 @@ class Settings(BaseSettings):
                 f"--host {self.host}: others could ask without a key: add --api-key-file FILE, or --insecure if that "
                 "is meant"
             )
+
+    def check_device(self) -> None:
+        """Refuses a device that is not there; ``auto`` and ``cpu`` always are, and torch is not loaded for them.
+
+        Raises:
+            InputError: It has another name than devices have, or this machine cannot use it.
+        """
+        if self.device in {"auto", "cpu"}:
+            return
+        if not _DEVICE.fullmatch(self.device):
+            raise InputError(f"--device {one_line(self.device, 100)!r}: use auto, cpu, cuda, cuda:1, mps or xpu")
+        from engine.throughput import pick_device
+
+        try:
+            pick_device(self.device)
+        except InputError as error:
+            why = str(error).partition("cannot be used: ")[2].partition(". ")[0]
+            raise InputError(f"--device {self.device!r} cannot be used here: {one_line(why, 200)}") from error
+
+    def check_files(self) -> None:
+        """Refuses a vocabulary and folders of models that are not there.
+
+        Raises:
+            InputError: One is not.
+        """
+        if self.vocabulary and not self.vocabulary.is_file():
+            raise InputError(f"--vocabulary {self.vocabulary}: there is no such file: give one with a phrase a line")
+        for folder in self.models:
+            if not folder.is_dir():
+                raise InputError(f"--models {folder}: there is no such folder: give one that has models in Hub layout")
+
+
+def _check_variables(environment: Mapping[str, str]) -> None:
+    """Refuses variables that look like ours and are none: most are misspelt, and what they say would not be done."""
+    known = {variable(name) for name in Settings.model_fields} | {PREFIX + "INDEX"}
+    for name, value in sorted(environment.items()):
+        if value and name.upper().startswith(PREFIX) and name.upper() not in known:
+            rests = [one.removeprefix(PREFIX) for one in known if one.startswith(PREFIX)]
+            near = get_close_matches(name.upper().removeprefix(PREFIX), rests, n=1)
+            hint = f"did you mean {PREFIX}{near[0]}?" if near else "'hubhound serve --help' has those there are"
+            raise InputError(f"{one_line(name, 100)}: there is no such setting; {hint}")
 
 
 def flag(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import re
 from typing import Any, NoReturn, TypeVar
 
 from fastapi.exceptions import RequestValidationError
@@ -18,13 +18,17 @@ T = TypeVar("T", bound=BaseModel)
 DEPTH = 32
 """Deepest nesting of lists and objects; no body of ours needs more than 4."""
 
+MOST_NODES = 20_000
+"""Values and names of fields in one body: other requests wait while each is looked at."""
+
 
 def read_json(text: bytes, model: type[T]) -> T:
     """A body as its model has it.
 
     Args:
         text: JSON in UTF-8. Refused are NaN, infinities and numbers that overflow, names that come twice in an
-            object, more than `DEPTH` levels, lone surrogates and NUL characters, numbers of thousands of digits.
+            object, more than `DEPTH` levels or `MOST_NODES` values and names, lone surrogates and NUL characters,
+            numbers of thousands of digits.
         model: What it must fit.
 
     Raises:
@@ -45,6 +49,8 @@ def parse_json(text: bytes) -> Any:
     Raises:
         ApiError: ``invalid-request``.
     """
+    if _marks(text) > 2 * MOST_NODES:
+        raise _invalid(_TOO_MANY)
     try:
         value = json.loads(
             text.decode("utf-8"), parse_constant=_constant, parse_float=_number, object_pairs_hook=_object
@@ -61,12 +67,17 @@ def parse_json(text: bytes) -> Any:
     for string in _strings(value):
         if "\0" in string:
             raise _invalid("a text holds a NUL character")
-        if any("\ud800" <= character <= "\udfff" for character in string):
-            raise _invalid("a text holds half of a surrogate pair, which is no character")
+        try:
+            string.encode()
+        except UnicodeEncodeError:
+            raise _invalid("a text holds half of a surrogate pair, which is no character") from None
     return value
 
 
+_MARKS = (b",", b":", b"[", b"{")
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # one without an end, too, or it is looked for many times
 _TOO_DEEP = f"it is nested deeper than {DEPTH} levels"
+_TOO_MANY = f"it has more than {MOST_NODES:,} values and names"
 
 
 class _RefusedError(ValueError):
@@ -87,26 +98,43 @@ def _number(text: str) -> float:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise _RefusedError(f"{one_line(twice, 100)!r} is given twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _RefusedError(f"{one_line(name[:1000], 100)!r} is given twice")
+            seen.add(name)
     return found
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """All texts, names of fields too. Depth is checked on the way."""
+def _marks(text: bytes) -> int:
+    """Commas, colons and opening brackets, at most two for each value or name; at once where they are few.
+
+    Counted before anything is made of the text: the garbage collection of a hundred thousand lists takes seconds.
+    """
+    marks = sum(map(text.count, _MARKS))
+    return marks if marks <= MOST_NODES else sum(map(_STRING.sub(b"", text).count, _MARKS))
+
+
+def _strings(value: Any) -> list[str]:
+    """All texts, names of fields too. Depth and number of the nodes are checked on the way."""
+    strings: list[str] = []
     left = [(value, 1)]
+    nodes = 1
     while left:
         found, depth = left.pop()
         if isinstance(found, str):
-            yield found
+            strings.append(found)
         elif isinstance(found, dict | list):
             if depth > DEPTH:
                 raise _invalid(_TOO_DEEP)
+            nodes += 2 * len(found) if isinstance(found, dict) else len(found)
+            if nodes > MOST_NODES:
+                raise _invalid(_TOO_MANY)
             if isinstance(found, dict):
-                yield from found
+                strings += found
                 found = list(found.values())
             left += [(each, depth + 1) for each in found]
+    return strings
 
 
 def _invalid(reason: str) -> ApiError:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from asyncio import Future
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Generic, TypeVar
+from threading import Event
+from typing import TYPE_CHECKING, BinaryIO, Generic, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -19,9 +22,9 @@ from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from engine.errors import HubhoundError
-from query.api.admission import JSON_BYTES
-from query.api.errors import ApiError, ProblemKind, named_error
-from query.api.image_files import ImageLimits, clean_name, store_image
+from query.api.admission import JSON_BYTES, hold_while
+from query.api.errors import LOGGER, ApiError, ProblemKind, named_error, retry_after
+from query.api.image_files import NO_ROOM, ImageLimits, clean_name, pixels_of, store_image
 from query.api.strict_json import read_json
 
 if TYPE_CHECKING:
@@ -38,8 +41,20 @@ IMAGES_PART = "images"
 FOLDER_PREFIX = "hubhound-upload-"
 """Beginning of the names of the temporary folders."""
 
+DECODING_THREADS = 2
+"""Threads for uploads. Of their own, as they can keep them busy for long; large images are decoded one at a time."""
+
+NO_ROOM_RETRY_S = 10.0
+"""When a client whose upload found no room is told to come back, in seconds."""
+
+NO_ROOM_LOG_S = 60.0
+"""So often the log says at most that there is no room, in seconds."""
+
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _MOST_FIELDS = 8
+_DECODING = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="hubhound-uploads")
+
+log = logging.getLogger(LOGGER)
 
 
 @dataclass(frozen=True)
@@ -78,22 +93,20 @@ async def read_body(request: Request, model: type[T], settings: Settings) -> Asy
         The body.
 
     Raises:
-        ApiError: ``invalid-request``, ``too-large``, ``unsupported-media-type``.
+        ApiError: ``invalid-request``, ``too-large``, ``unsupported-media-type``; ``busy``: no room for the images.
         RequestValidationError: The JSON does not fit the model.
     """
-    media_type, options = parse_options_header(request.headers.get("content-type"))
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise ApiError(
-            ProblemKind.UNSUPPORTED_MEDIA_TYPE, "compressed bodies are not read: send it without Content-Encoding"
-        )
+    media_type, options = _media_type(request)
     if media_type == b"application/json":
         yield Parsed(read_json(await request.body(), model))
     elif media_type == b"multipart/form-data":
-        form = await _form(request, options, settings.max_images)
+        with _room():
+            form = await _form(request, options, settings.max_images)
         uploads = _Uploads(form)
         try:
             body = read_json(await _json_of(form), model)
-            images, names = await uploads.store(request, settings)
+            with _room():
+                images, names = await uploads.store(settings)
             parsed = Parsed(body, images, names)
             try:
                 yield parsed
@@ -106,6 +119,55 @@ async def read_body(request: Request, model: type[T], settings: Settings) -> Asy
             ProblemKind.UNSUPPORTED_MEDIA_TYPE,
             "send application/json, or multipart/form-data with a part 'request' of JSON and parts 'images' of files",
         )
+
+
+async def read_json_body(request: Request, model: type[T]) -> T:
+    """Reads a body that is ``application/json``.
+
+    Args:
+        request: From a client.
+        model: Of the JSON.
+
+    Raises:
+        ApiError: ``invalid-request``, ``too-large``, ``unsupported-media-type``.
+        RequestValidationError: It does not fit the model.
+    """
+    if _media_type(request)[0] != b"application/json":
+        raise ApiError(ProblemKind.UNSUPPORTED_MEDIA_TYPE, "send application/json")
+    return read_json(await request.body(), model)
+
+
+def _media_type(request: Request) -> tuple[bytes, dict[bytes, bytes]]:
+    """What the body is said to be; compressed ones are refused."""
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise ApiError(
+            ProblemKind.UNSUPPORTED_MEDIA_TYPE, "compressed bodies are not read: send it without Content-Encoding"
+        )
+    return parse_options_header(request.headers.get("content-type"))
+
+
+class _Room:
+    """When the log was told that there is no room: a full disk would fill it, too."""
+
+    told_at = -NO_ROOM_LOG_S
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Tells clients to come again where an upload cannot be stored; only to be used in the event loop's thread."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        if time.monotonic() - _Room.told_at >= NO_ROOM_LOG_S:
+            _Room.told_at = time.monotonic()
+            log.error("there is no room for uploads: %s", error)
+        raise ApiError(
+            ProblemKind.BUSY,
+            "there is no room for uploads at the moment: come back later, or send fewer and smaller images",
+            headers=retry_after(NO_ROOM_RETRY_S),
+        ) from error
 
 
 class _Parser(MultiPartParser):
@@ -135,14 +197,13 @@ class _Uploads:
         self._form = form
         self._directory: TemporaryDirectory[str] | None = None
         self._work: Future[tuple[Path, ...]] | None = None
+        self._unwanted = Event()
 
     @property
     def folder(self) -> str:
         return self._directory.name if self._directory else "\0"
 
-    async def store(self, request: Request, settings: Settings) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-        from query.api.service import service_of  # it may import what imports this module
-
+    async def store(self, settings: Settings) -> tuple[tuple[Path, ...], tuple[str, ...]]:
         files = [part for name, part in self._form.multi_items() if name == IMAGES_PART]
         sources = [part.file for part in files if isinstance(part, UploadFile)]
         if len(sources) < len(files):
@@ -155,33 +216,50 @@ class _Uploads:
             return (), ()
         limits = ImageLimits(int(settings.max_image_mb * 1e6), int(settings.max_image_megapixels * 1e6))
         self._directory = TemporaryDirectory(prefix=FOLDER_PREFIX)
-        folder = Path(self._directory.name)
+        self._work = _DECODING.submit(self._stored, Path(self._directory.name), sources, names, limits)
+        hold_while(self._work)
+        return await asyncio.wrap_future(self._work), names
 
-        def store() -> tuple[Path, ...]:
-            return tuple(
-                store_image(source, folder, position, name, limits)
-                for position, (source, name) in enumerate(zip(sources, names, strict=True))
-            )
-
-        self._work = asyncio.ensure_future(service_of(request).aside(store))
-        # Shielded: a thread that is writing cannot be stopped, and the folder must outlive it.
-        return await asyncio.shield(self._work), names
+    def _stored(
+        self, folder: Path, sources: Sequence[BinaryIO], names: Sequence[str], limits: ImageLimits
+    ) -> tuple[Path, ...]:
+        """Checks and writes the images, in a thread; stops between two of them when nobody waits any more."""
+        pixels = 0
+        for source, name in zip(sources, names, strict=True):
+            if self._unwanted.is_set():
+                return ()
+            pixels += pixels_of(source, name, limits)
+            if pixels > limits.max_pixels_together:
+                raise ApiError(
+                    ProblemKind.TOO_LARGE,
+                    f"the images have more than {limits.max_pixels_together:,} pixels together: send fewer in one "
+                    "request, or smaller ones",
+                    max_pixels=limits.max_pixels_together,
+                )
+        paths: list[Path] = []
+        for position, (source, name) in enumerate(zip(sources, names, strict=True)):
+            if self._unwanted.is_set():
+                break
+            paths.append(store_image(source, folder, position, name, limits))
+        return tuple(paths)
 
     def drop(self) -> None:
-        """Removes everything, as soon as nobody writes any more."""
+        """Removes everything, as soon as nobody writes any more: a thread that does cannot be stopped."""
+        self._unwanted.set()
         if self._work is None or self._work.done():
-            self._remove(self._work)
+            self._remove()
         else:
             self._work.add_done_callback(self._remove)
 
-    def _remove(self, work: Future[tuple[Path, ...]] | None) -> None:
-        if work is not None and not work.cancelled():
-            work.exception()  # seen: nobody waits for it any more
+    def _remove(self, _: object = None) -> None:
         for _, part in self._form.multi_items():
             if isinstance(part, UploadFile):
                 part.file.close()
         if self._directory is not None:
-            self._directory.cleanup()
+            try:
+                self._directory.cleanup()
+            except OSError as error:  # out of file descriptors, for one: the answer is what it was
+                log.error("the folder of an upload could not be removed: %s", error)
 
 
 async def _form(request: Request, options: Mapping[bytes, bytes], max_images: int) -> FormData:

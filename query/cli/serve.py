@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -94,4 +95,11 @@ def serve(**given: Any) -> None:
         raise IndexUnusableError(f"the index {values['index']} is not a folder: this version serves embedded indexes")
     from query.api.server import serve as run
 
-    run(settings, note)
+    run(settings, note if settings.log_format == "text" else _log)
+
+
+def _log(message: str) -> None:
+    """One line of information as an event of the service's log, which programs read from its first line on."""
+    from query.api.errors import LOGGER
+
+    logging.getLogger(LOGGER).info("service", extra={"facts": {"detail": message}})

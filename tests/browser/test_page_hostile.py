@@ -130,7 +130,7 @@ def test_usage_code_of_hostile_models(hostile_page: Page) -> None:
     page.settle()
     assert len(page.all("hit")) == 4
     for hit in page.all("hit"):
-        page.click(hit.find_element("css selector", "[data-testid=hit-code] summary"))
+        page.click(hit.find_element("css selector", "[data-testid=hit-code]"))
         page.until(lambda one=hit: page.all("code-text", one) or page.all("error-state", one), "the code")
         for code in page.all("code-text", hit):
             compile(str(page.js("return arguments[0].textContent", code)), "usage", "exec")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import httpx
 
+from engine.writer import IndexWriter
 from tests.browser.conftest import served
 from tests.browser.page import Page
-from tests.support.small_index import make_index
+from tests.support.small_index import make_index, put_model
 
 
 def bars(page: Page, label: str) -> dict[str, tuple[str, float, str | None]]:
@@ -84,4 +85,50 @@ def test_an_empty_index(visit: Callable[[str], Page], tmp_path: Path) -> None:
         page.open("/?view=index")
         assert "empty" in page.until(lambda: page.shown("empty-state"), "an empty state")[0].text
         assert "hubhound index add" in page.text
+        page.leave()
+
+
+def listed(page: Page) -> list[str]:
+    """The models in the list, by their ids."""
+    found: list[str] = page.js(
+        "return [...document.querySelectorAll('[data-testid=model-list] .model-name')].map((e) => e.textContent)"
+    )
+    return found
+
+
+def test_the_models_are_listed_and_filtered(page: Page, service: str) -> None:
+    page.open("/?view=index")
+    every = [model["repo"] for model in httpx.get(f"{service}/v1/models").json()["models"]]
+    page.until(lambda: listed(page) == every, "all models")
+    assert len(every) == 6 and not page.shown("model-list-more")
+    rows = dict(zip(every, page.read("model-row"), strict=True))
+    assert all(part in rows["org/animals"] for part in ("4 outputs", "timm", "mit", "1 k parameters", "50 downloads"))
+    assert "a copy of org/animals" in rows["mirror/pets"] and "licence not stated" in rows["zoo/both"]
+    box = page.one("model-filter")
+    box.send_keys("ANIM")
+    page.until(lambda: listed(page) == ["mirror/animals", "org/animals"], "those with it in their ids")
+    box.send_keys("zzz")
+    page.until(lambda: "No model's id contains this" in page.one("model-list").text and not listed(page), "no model")
+    box.clear()
+    box.send_keys("things")
+    page.until(lambda: listed(page) == ["org/things"], "one model")
+    page.click(page.js("return document.querySelector('[data-testid=model-row] a')"))
+    page.until(lambda: page.path == "/?model=org/things" and page.title.startswith("org/things"), "its page")
+
+
+def test_a_long_list_of_models_comes_in_parts(visit: Callable[[str], Page], tmp_path: Path) -> None:
+    names = [f"org/m{i:02}" for i in range(23)]
+    folder = make_index(tmp_path / "zoo").folder
+    with IndexWriter(folder) as writer:
+        for seed, name in enumerate(names):
+            put_model(writer, name, ("cat",), seed=seed)
+        writer.finish()
+    with served(folder, vocabulary=None, names=False) as base:
+        page = visit(base)
+        page.open("/?view=index")
+        page.until(lambda: listed(page) == names[:20], "the first models")
+        assert page.one("model-list-more").text == "Show 3 more of 3"
+        page.click("model-list-more")
+        page.until(lambda: listed(page) == names, "all models")
+        assert not page.shown("model-list-more") and names[20] in page.focused()["text"].replace("\n", "")
         page.leave()

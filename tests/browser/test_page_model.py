@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from engine.writer import IndexWriter
+from tests.browser.conftest import served
 from tests.browser.page import Page
 from tests.browser.zoos import COMMIT, PROFILED
+from tests.support.small_index import make_index, put_model
 
 
 def rows(page: Page) -> list[list[str]]:
@@ -77,6 +85,7 @@ def test_profiles_are_a_heatmap(page: Page) -> None:
     heat = page.one("profile-heatmap")
     tasks = page.js("return [...arguments[0].querySelectorAll('tbody th')].map((e) => e.innerText)", heat)
     assert tasks == sorted(PROFILED)
+    assert "block" in page.js("return [...arguments[0].querySelectorAll('thead th')].map((e) => e.innerText)", heat)
     cells = page.js(
         "return [...arguments[0].querySelectorAll('tbody tr')].map((row) => [...row.querySelectorAll('td')].map("
         "(cell) => [parseFloat(cell.textContent), getComputedStyle(cell).backgroundColor]))",
@@ -128,8 +137,8 @@ def test_a_model_that_is_not_there(page: Page, repo: str) -> None:
     page.errors_expected = ("404 (Not Found)",)
     page.open(f"/?model={repo}")
     empty = page.until(lambda: page.shown("empty-state"), "an empty state")[0]
-    assert "not in the index" in empty.text
-    page.click(empty.find_element("css selector", "a"))
+    assert "not in the index" in empty.text and "GET" not in empty.text
+    page.click(empty.find_element("css selector", "a.button"))
     page.until(lambda: page.path == "/" and page.all("search-box"), "the search")
 
 
@@ -152,3 +161,51 @@ def test_usage_code_of_an_output(page: Page) -> None:
     assert button.get_attribute("aria-expanded") == "true"
     page.click(button)
     page.gone("code-text")
+
+
+def test_a_model_that_is_nearly_called_so(page: Page) -> None:
+    page.errors_expected = ("404 (Not Found)",)
+    page.open("/?model=org/animal")
+    empty = page.until(lambda: page.shown("empty-state"), "an empty state")[0]
+    (link,) = [link for link in empty.find_elements("css selector", "a") if link.text == "org/animals"]
+    page.click(link)
+    page.until(lambda: page.path == "/?model=org/animals", "the model that was meant")
+
+
+def test_rows_in_view_are_named_before_others(visit: Callable[[str], Page], tmp_path: Path) -> None:
+    concepts = tuple(f"{'rare' if i >= 190 else 'thing'} {i}" for i in range(200))
+    folder = make_index(tmp_path / "zoo").folder
+    (tmp_path / "words.txt").write_text("\n".join(concepts[:20]))
+    with IndexWriter(folder) as writer:
+        put_model(writer, "org/many", concepts)
+        writer.finish()
+    with served(folder) as base:
+        page = visit(base)
+        some = f"{base}/v1/models/org/many?names=1&outputs=0"
+        page.until(lambda: httpx.get(some).json()["names"]["state"] == "ready", "the vocabulary")
+        page.open("/?view=index")
+        page.js(
+            """const real = window.fetch;
+            Object.assign(window, {asked: [], allowed: 1});
+            window.fetch = async (path, given) => {
+              const turn = path.includes("names=3") ? window.asked.push(path) : 0;
+              while (turn > window.allowed) await new Promise((go) => setTimeout(go, 20));
+              return real(path, given);
+            };"""
+        )
+        page.click(page.first("model-row").find_element("css selector", "a"))
+
+        def asked() -> list[list[int]]:
+            paths = page.js("return window.asked")
+            return [[int(one) for one in parse_qs(urlsplit(path).query)["outputs"][0].split(",")] for path in paths]
+
+        page.until(lambda: len(asked()) == 2, "a request for rows that nobody looks at yet")
+        assert asked()[0] == list(range(25)) and len(asked()[1]) <= 50  # which those below wait for
+        page.one("outputs-filter").send_keys("rare")
+        page.until(lambda: [row[0] for row in rows(page)] == [*map(str, range(190, 200))], "the rows that fit")
+        page.js("window.allowed = 2")
+        page.until(lambda: len(asked()) == 3, "the next request")
+        assert asked()[2] == list(range(190, 200))
+        page.js("window.allowed = 99")
+        assert all(row[2] for row in named(page))
+        page.leave()

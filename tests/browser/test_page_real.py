@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 DOGS, BIRDS, RETRIEVER = range(151, 269), range(80, 101), 207
-SOURCES = {"dogs": (0.41, 0.74), "birds": (0.52, 0.81)}
+SOURCES = {"dogs": (0.74, 0.41), "birds": (0.81, 0.52)}
 """Accuracies of the two models on the source tasks, invented: what is looked at is how a ranking is shown."""
 SHOWN = 3  # images of each task
 
@@ -85,11 +85,13 @@ def real_page(visit: Callable[[str], Page], real_service: str) -> Page:
 def test_a_search_for_the_golden_retriever(real_page: Page) -> None:
     page = real_page
     page.open()
+    page.until(lambda: page.js("return document.querySelectorAll('a.example').length"), "examples", 60)
+    page.until(lambda: page.js("return document.querySelectorAll('.starter img.loaded').length"), "photographs", 60)
     page.shoot("real-start")
     page.search("golden retriever")
     hits = page.hits()
-    assert all("golden retriever" in (hit["label"] or "") for hit in hits[:2])
-    assert {hit["model"] for hit in hits[:2]} == set(REAL_MODELS)
+    # the better model; the other, of 0.5 million parameters, takes it for other dogs
+    assert (hits[0]["label"], hits[0]["model"]) == ("golden retriever", REAL_MODELS[0])
     assert "nearer than all 500 background phrases" in hits[0]["percentile"]
     card = page.first("hit")
     page.until(lambda: sum(width >= 64 for width in page.loaded_thumbs(card)) >= 4, "evidence")

@@ -183,7 +183,7 @@ def test_usage_code_is_shown_and_copied(page: Page, service: str) -> None:
     page.settle()
     hit = page.first("hit")
     assert not page.all("code-text")
-    page.click(hit.find_element("css selector", "[data-testid=hit-code] summary"))
+    page.click(hit.find_element("css selector", "[data-testid=hit-code]"))
     code = page.one("code-text").text
     expected = httpx.get(f"{service}/v1/models/org/animals/usage", params={"output": 0}).json()
     assert code == expected["code"].strip()
@@ -271,3 +271,80 @@ def test_a_concept_that_is_too_long_is_refused_in_words(page: Page, tmp_path: Pa
     page.open("/?q=" + "w" * 1500)
     page.settle()
     assert "1500 characters" in page.one("error-state").text and not page.all("hit")
+
+
+def test_facts_do_not_wait_for_names(page: Page) -> None:
+    page.open()
+    page.js(
+        """const real = window.fetch;
+        window.fetch = (path, given) => path === "/v1/outputs" && JSON.parse(given.body).names > 0
+          ? new Promise((_, reject) => given.signal.addEventListener("abort", () => reject(given.signal.reason)))
+          : real(path, given);"""
+    )
+    page.search("cat")
+    page.until(lambda: page.hits()[0]["href"], "the link to the Hub")
+    assert "timm" in page.hits()[0]["facts"] and page.hits()[0]["name"] == "…"
+
+
+@pytest.mark.parametrize("like", ["org/animal%230", "no/such%233", "org/animals%2399"])
+def test_what_others_shall_be_like_is_not_there(page: Page, like: str) -> None:
+    page.errors_expected = ("400 (Bad Request)", "404 (Not Found)")
+    page.open(f"/?like={like}&where=library%3Dtimm")
+    page.settle()
+    (notice,) = [*page.shown("error-state"), *page.shown("empty-state")]
+    words = [button.text for button in notice.find_elements("css selector", "button")]
+    assert words == ["Clear the filters", "Clear the search"] and "GET" not in notice.text
+    page.click(notice.find_elements("css selector", "button")[1])
+    page.until(lambda: page.path == "/" and page.focused()["testid"] == "search-box", "an empty box")
+
+
+@pytest.mark.parametrize("button", ["meanings-button", "hit-code"])
+def test_what_opens_is_closed_at_the_same_place(page: Page, button: str) -> None:
+    for width in (1280, 360):
+        page.resize(width)
+        page.open("/?q=cat")
+        page.settle()
+        page.until(lambda: page.hits()[0]["href"], "facts")
+        opener = page.first(button)
+
+        def stands(opener: object = opener) -> tuple[float, float]:
+            box = page.js(
+                "const b = arguments[0].getBoundingClientRect(); return [b.x + scrollX, b.y + scrollY]", opener
+            )
+            return box[0], box[1]
+
+        before = stands()
+        page.click(opener)
+        panel = page.js("return document.getElementById(arguments[0].getAttribute('aria-controls'))", opener)
+        assert panel.is_displayed() and opener.get_attribute("aria-expanded") == "true"
+        assert stands() == pytest.approx(before, abs=0.5)
+        opener.click()
+        assert not panel.is_displayed() and opener.get_attribute("aria-expanded") == "false"
+
+
+def test_all_of_the_code_can_be_seen(page: Page) -> None:
+    page.open("/?q=cat&where=model%3Dorg/animals")
+    page.settle()
+    page.click("hit-code")
+    page.one("code-text")
+    hidden = page.js("const p = document.querySelector('.code pre'); return p.scrollHeight - p.clientHeight")
+    assert hidden <= 0
+
+
+def test_what_speaks_for_a_hit_is_a_sentence(page: Page) -> None:
+    page.open("/?q=cat&evidence=both")
+    page.settle()
+    said = [" ".join(line.split(" (")[0].split()) for line in page.read("hit-witnesses")]
+    assert "responses and label speak for it" in said
+    assert set(said) <= {
+        "responses and label speak for it", "responses speak for it", "label speaks for it",
+        "neither responses nor label speak for it",
+    }  # fmt: skip
+
+
+def test_only_concepts_are_called_so(page: Page) -> None:
+    page.open("/?like=org/animals%230")
+    page.settle()
+    page.click("meanings-button")
+    assert "what you asked for" in page.one("meanings").text and "Agrees" in page.one("meanings").text
+    assert "concept" not in page.one("results").text.lower()

@@ -13,7 +13,7 @@ from engine.writer import IndexWriter
 from tests.browser.page import Page
 from tests.browser.zoos import HeldEncoder
 from tests.support.service import listening, small_app
-from tests.support.small_index import make_index, put_model
+from tests.support.small_index import ANIMALS, THINGS, make_index, put_model
 
 Visit = Callable[[str], Page]
 
@@ -39,7 +39,9 @@ def own_zoo(zoo: Path, tmp_path: Path) -> Path:
 def test_nothing_asked_yet(page: Page) -> None:
     page.open()
     (empty,) = page.shown("empty-state")
-    examples = empty.find_elements("css selector", "a.example")
+    examples = page.until(lambda: empty.find_elements("css selector", "a.example"), "examples")
+    named = {word for example in examples for word in example.text.split("one model")[0].replace("+", " ").split()}
+    assert named <= {*ANIMALS, *THINGS, "submarine"}  # what the models of this index are labelled with
     assert len(examples) >= 3 and page.title.startswith("hubhound")
     page.until(lambda: "16 outputs" in page.text and "4 models" in page.text, "how much is indexed")
     text = examples[0].text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -24,33 +25,31 @@ from query.recommend import RecommendRequest, recommend
 from query.request import SearchRequest
 from query.search import Searcher
 from query.targets import TargetProfiler
+from tests.support.job_programs import loading
 from tests.support.runnable_index import make_runnable_index
 from tests.support.service import serving
-from tests.support.small_index import encode
+from tests.support.small_index import encode, write_example
 from tests.support.tiny_vlm import write_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXTS = ("owl", "Golden  Retriever", "cat")
 
+HELD = loading("time.sleep(600)")
+"""The process of a job that hangs as it loads a model."""
+
 SLOW = (
     sys.executable,
     "-c",
-    """
-import sys, time
-import indexers.profiler as profiler
-load = profiler.load_tower
-
-def slow(*arguments):
-    time.sleep(1.5)
-    return load(*arguments)
-
-profiler.load_tower = slow
+    f"""
+import sys
+import query.api.jobs as jobs
+jobs.PROGRAM = {HELD!r}
 from query.cli.main import run
 sys.exit(run(sys.argv[1:]))
 """,
 )
-"""A service that takes long to load a model."""
+"""A service whose jobs hang."""
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +107,11 @@ def test_the_service_is_told_to_end_during_a_job(
     sign: signal.Signals, made: Path, tmp_path: Path, temporary: Path
 ) -> None:
     request = RecommendRequest(tuple(write_photos(tmp_path / "target", 2, 100 + int(sign))))
-    loading = threading.Event()
+    begun = threading.Event()
 
     def seen(progress: JobProgress) -> None:
         if progress.what == "loading":
-            loading.set()
+            begun.set()
 
     failures: list[ServiceError] = []
 
@@ -126,7 +125,9 @@ def test_the_service_is_told_to_end_during_a_job(
     with serving(made / "zoo", tmp_path / "log", *options(made), program=SLOW) as served:
         asking = threading.Thread(target=ask, args=(served.url,))
         asking.start()
-        assert loading.wait(20)
+        assert begun.wait(60)
+        children = children_of(served.process.pid)
+        assert len(children) == 1
         assert len(list(temporary.glob("hubhound-job-*/*"))) == 2
         started = time.monotonic()
         assert served.end(sign) == 0
@@ -134,15 +135,65 @@ def test_the_service_is_told_to_end_during_a_job(
         asking.join(30)
         assert not asking.is_alive() and len(failures) == 1
         assert list(temporary.iterdir()) == [] and "Traceback" not in served.told()
+        assert gone(children)
 
 
 def test_the_service_dies_during_a_job(made: Path, tmp_path: Path, temporary: Path) -> None:
     request = RecommendRequest(tuple(write_photos(tmp_path / "target", 1, 99)))
     with serving(made / "zoo", tmp_path / "log", *options(made), program=SLOW) as served:
+        children: list[int] = []
 
         def kill(progress: JobProgress) -> None:
+            if progress.what != "loading":
+                return
+            children.extend(children_of(served.process.pid))
             os.kill(served.process.pid, signal.SIGKILL)
             served.process.wait(10)
 
         with Client(served.url, timeout_s=5) as client, pytest.raises(ServiceError, match="cannot be reached"):
             client.recommend(request, kill)
+        assert len(children) == 1 and gone(children)
+    assert [path.name.split("-")[2] for path in temporary.iterdir()] == [str(served.process.pid)]
+    with serving(made / "zoo", tmp_path / "log", *options(made)) as served:
+        assert list(temporary.iterdir()) == []
+
+
+def children_of(pid: int) -> list[int]:
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether processes end within a moment."""
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        if not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+ASKING = """
+import json, sys
+from pathlib import Path
+from tests.support.service import asking, small_app
+zoo, models, photo = map(Path, sys.argv[1:])
+with asking(small_app(zoo, job_grace_s=28, models=(models,))) as asked:
+    for path, body in (("/v1/recommend", {}), ("/v1/search", {"rerank": "dcd"})):
+        image = ("images", ("a.png", photo.read_bytes(), "image/png"))
+        parts = [("request", (None, json.dumps(body), "application/json")), image]
+        for _ in range(2):
+            response = asked.post(path, files=parts)
+            assert response.status_code == 200, response.text
+heavy = {"torch", "timm", "transformers", "open_clip", "torchvision"}
+print(sorted(heavy & sys.modules.keys()))
+"""
+
+
+def test_the_service_itself_imports_nothing_that_runs_models(made: Path, tmp_path: Path, temporary: Path) -> None:
+    photo = write_example(tmp_path / "owl.png", "owl")
+    command = [sys.executable, "-c", ASKING, str(made / "zoo"), str(made / "org"), str(photo)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == "[]"

@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import httpx
 import pytest
 
 from query.api.admission import JSON_BYTES, Slots, hold_while
-from query.api.errors import ApiError
-from tests.unit.test_api_guards import Guarded, Make, make, no_body, problem, scope
+from query.api.errors import ApiError, ProblemKind
+from tests.unit.test_api_guards import ALICE, BOB, Guarded, Make, bearer, keys, make, no_body, problem, scope
 
-__all__ = ["make"]
+__all__ = ["keys", "make"]
 
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 
@@ -229,6 +230,67 @@ def test_a_slot_is_free_when_the_last_has_let_go() -> None:
     assert second.cancel()
     assert slots.taken == 0
     assert seen == [1, 0]
+
+
+@pytest.mark.parametrize(("most", "share"), [(8, 4), (5, 2), (2, 1), (1, 1)])
+def test_one_client_has_half_of_the_slots_and_never_none(most: int, share: int) -> None:
+    slots = Slots(most, lambda _: None)
+    with ExitStack() as held:
+        for _ in range(share):
+            held.enter_context(slots.slot("a"))
+        with pytest.raises(ApiError) as caught, slots.slot("a"):
+            raise AssertionError("it has its share")
+        assert caught.value.kind is ProblemKind.BUSY
+        assert caught.value.headers["Retry-After"] == "1"
+        for _ in range(min(share, most - share)):
+            held.enter_context(slots.slot("b"))
+        assert slots.taken == min(2 * share, most)
+    with ExitStack() as held:
+        for _ in range(most):  # where clients are not told apart there are no shares
+            held.enter_context(slots.slot())
+    with slots.slot("a"):
+        assert slots.taken == 1
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_bodies_that_never_end_take_half_of_the_slots_from_others(make: Make, keys: Path, keyed: bool) -> None:
+    """Of a key, and without keys of an address."""
+    guarded = make(**({"api_key_file": keys} if keyed else {"host": "0.0.0.0", "insecure": True}), max_in_flight=8)  # noqa: S104
+
+    async def ask(who: int) -> int:
+        sent: list[Any] = []
+        asked = scope("POST", "/v1/read", (b"authorization", b"Bearer " + (ALICE, BOB)[who].encode()))
+        asked["client"] = (("203.0.113.5", "203.0.113.6")[who] if not keyed else "203.0.113.5", 5000)
+        asked["headers"].append((b"content-length", b"5"))
+
+        async def receive() -> dict[str, Any]:
+            if who == 0:
+                await asyncio.sleep(3600)
+            return {"type": "http.request", "body": b"whole", "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await guarded.guards(asked, receive, send)
+        return int(sent[0]["status"])
+
+    async def run() -> None:
+        stuck = [asyncio.create_task(ask(0)) for _ in range(4)]
+        await until(lambda: guarded.counted("hubhound_http_in_flight") == 4)
+        assert await asyncio.wait_for(ask_whole(), 10) == 503
+        assert [await ask(1) for _ in range(6)] == [200] * 6
+        for task in stuck:
+            task.cancel()
+        await asyncio.gather(*stuck, return_exceptions=True)
+        assert await ask_whole() == 200
+
+    async def ask_whole() -> int:
+        async with guarded.client() as client:
+            client._transport.client = ("203.0.113.5", 5000)  # type: ignore[attr-defined]
+            return (await client.post("/v1/read", content=b"whole", headers=bearer(ALICE))).status_code
+
+    asyncio.run(run())
+    assert guarded.counted("hubhound_http_in_flight") == 0
 
 
 def test_a_task_that_outlives_its_request_holds_nothing_any_more() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from engine.descriptors import FloatArray
 from engine.errors import ConceptError, EncoderError, IndexMismatchError, InputError
@@ -181,8 +182,6 @@ def test_background_work_with_a_bad_text_says_so(make: Batches, memory: ConceptM
 
 
 def test_images_too(make: Batches, tmp_path: Path) -> None:
-    from PIL import Image
-
     paths = [write_example(tmp_path / f"{i}.png", "cat", i) for i in range(3)]
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
     one = make()
@@ -193,6 +192,61 @@ def test_images_too(make: Batches, tmp_path: Path) -> None:
         one.encode_images([paths[0], tmp_path / "bad.png"])
     assert np.array_equal(one.encode_images(paths[:1]), expected[:1])
     one.stop()
+
+
+@pytest.mark.parametrize("blocking", [True, False], ids=["encode_images", "see"])
+def test_images_come_in_pieces_and_let_texts_pass(
+    encoder: Scripted, make: Batches, tmp_path: Path, blocking: bool
+) -> None:
+    paths = [write_example(tmp_path / f"{i}.png", "cat", i) for i in range(10)]
+    one, done = make(), []
+
+    def encode_images(images: Iterable[Image.Image], count: int) -> FloatArray:
+        some = list(images)
+        assert len(some) == count
+        encoder.calls.append(("image",) * count)
+        encoder.began.release()
+        assert encoder.free.wait(10)
+        return np.stack([see(image) for image in some])
+
+    encoder.encode_images = encode_images  # type: ignore[method-assign]
+
+    async def work() -> None:
+        encoder.free.clear()
+        asked = asyncio.to_thread(one.encode_images, paths) if blocking else one.see(paths)
+        slow = asyncio.create_task(asked)
+        await begun(encoder)
+        quick = asyncio.create_task(one.embed(["urgent"]))
+        await asyncio.sleep(0.05)
+        encoder.free.set()
+        done.append(await slow)
+        await quick
+
+    run(one, work)
+    assert encoder.calls == [("image",) * 4, ("urgent",), ("image",) * 4, ("image",) * 2]
+    assert np.array_equal(done[0], np.stack([see(Image.open(path)) for path in paths]))
+
+
+def test_the_pieces_behind_a_bad_image_are_left(encoder: Scripted, make: Batches, tmp_path: Path) -> None:
+    paths = [write_example(tmp_path / f"{i}.png", "cat", i) for i in range(30)]
+    paths[1].write_bytes(b"no image")
+    one, counts = make(), []
+    original = encoder.encode_images
+
+    def counting(images: Iterable[Image.Image], count: int) -> FloatArray:
+        counts.append(count)
+        time.sleep(0.1)
+        return original(images, count)
+
+    encoder.encode_images = counting  # type: ignore[method-assign]
+
+    async def work() -> None:
+        with pytest.raises(InputError, match=r"1\.png"):
+            await one.see(paths)
+        await one.embed(["then"])
+
+    run(one, work)
+    assert counts in ([4], [4, 4])  # the next may have begun
 
 
 def test_loaded_once_however_many_ask(encoder: Scripted, make: Batches) -> None:

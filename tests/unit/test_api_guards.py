@@ -173,6 +173,16 @@ def test_refusals_of_guards_have_them_too(make: Make) -> None:
     assert answer.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize("origin", [None, "https://page.example", "https://other.example"])
+@pytest.mark.parametrize("path", ["/", "/v1/models/a", "/v1/probes/3/image", "/v1/nowhere", "/v1/fail"])
+def test_answers_vary_by_origin_where_some_may_read_them(make: Make, path: str, origin: str | None) -> None:
+    """A cache that kept the answer for nobody, without Access-Control-Allow-Origin, would break the allowed page."""
+    headers = {"Origin": origin} if origin else {}
+    open_to_some = make(cors_origin=("https://page.example",)).ask("GET", path, headers=headers)
+    assert open_to_some.headers.get_list("vary") == ["Origin"]
+    assert "origin" not in make().ask("GET", path, headers=headers).headers.get("vary", "").lower()
+
+
 def test_a_route_may_say_otherwise(make: Make) -> None:
     answer = make().ask("GET", "/v1/probes/3/image")
     assert answer.headers["cache-control"] == "private"

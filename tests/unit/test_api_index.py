@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -58,8 +60,6 @@ def test_it_is_the_command_lines_without_folders(folder: Path, capsys: pytest.Ca
 
 
 def test_hubness_is_null_while_it_is_computed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     go, calls = threading.Event(), []
     monkeypatch.setattr(module, "_GRACE_S", 0.01)
     monkeypatch.setattr(module, "hubness", lambda *given: (calls.append(1), go.wait(20), hubness(*given))[2])
@@ -68,6 +68,26 @@ def test_hubness_is_null_while_it_is_computed_once(folder: Path, monkeypatch: py
         assert service.get("/v1/index").json()["hubness"] is None
         go.set()
         assert settled(service)["hubness"]
+    assert len(calls) == 1
+
+
+def test_facts_are_read_once_however_many_wait_or_give_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, calls = threading.Event(), []
+    original = module.index_facts
+    monkeypatch.setattr(module, "index_facts", lambda *given: (calls.append(1), go.wait(20), original(*given))[2])
+    with asking(small_app(folder, request_timeout_s=0.3)) as service:
+
+        async def together() -> list[int]:
+            answers = await asyncio.gather(*(service.client.get("/v1/index") for _ in range(4)))
+            return [answer.status_code for answer in answers]
+
+        assert service.run(together()) == [504] * 4
+        assert service.run(together()) == [504] * 4
+        go.set()
+        until = time.monotonic() + 20
+        while service.get("/v1/index").status_code != 200:
+            assert time.monotonic() < until
+        assert service.run(together()) == [200] * 4
     assert len(calls) == 1
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from engine.concepts import ConceptCache
-from query.api.memory import ConceptMemory, image_key
+from query.api.memory import ConceptMemory, Place, image_key
 from query.search import Searcher
 from tests.support.small_index import encode, encode_images, make_filled_index, vector, write_example
 
@@ -122,3 +122,27 @@ def test_an_image_is_remembered_under_the_key_that_searches_use(tmp_path: Path) 
 def test_no_text_has_the_key_of_an_image(text: str) -> None:
     assert image_key(text.encode()) != text
     assert image_key(b"a") != image_key(b"b")
+
+
+def test_an_index_that_came_to_lie_there_later_is_left_alone(tmp_path: Path) -> None:
+    """It may have another encoder: neither are its embeddings ours, nor ours its."""
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    place = Place(folder)
+    memory = ConceptMemory(folder / "concepts.sqlite", 10, place)
+    ours, theirs = np.ones(3, np.float32), np.zeros(3, np.float32)
+    memory.put({"cat": ours})
+    folder.rename(tmp_path / "gone")
+    memory.put({"dog": ours})
+    assert not folder.exists()
+    folder.mkdir()
+    other = ConceptCache(folder / "concepts.sqlite")
+    other.put({"bird": theirs})
+    memory.put({"fish": ours})
+    assert set(other.get(["cat", "dog", "bird", "fish"])) == {"bird"}
+    assert "bird" not in memory.get(["bird"])
+    assert set(memory.get(["cat", "dog", "fish"])) == {"cat", "dog", "fish"}  # in memory they stay
+    place.renew()
+    assert "bird" in memory.get(["bird"])
+    memory.put({"owl": ours})
+    assert "owl" in other.get(["owl"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import json
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,16 +16,19 @@ import numpy as np
 import pytest
 
 from engine.index import Index
+from engine.knowledge import Knowledge
 from engine.schema import Model, ModelState, Performance
 from engine.snapshot import Snapshot
 from engine.writer import IndexWriter
-from query.api.catalogue import Listing
+from query.api.catalogue import Listing, unknown_model
+from query.api.routes import index as index_route
 from query.cli.main import run
 from query.describe import Describer, DescribeRequest
 from query.filters import Filter, parse_conditions
+from query.lookup import near_models
 from tests.support.knowledge import make_profile, make_task
 from tests.support.service import Asked, asking, small_app
-from tests.support.small_index import ANIMALS, THINGS, encode, make_filled_index, put_model
+from tests.support.small_index import ANIMALS, THINGS, encode, make_filled_index, put_model, write_example
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HOSTILE = "<script>alert('x')</script> \"\\ \u2028 {x}"
@@ -141,9 +146,8 @@ def test_filters_that_make_no_sense(service: Asked) -> None:
         problem(service, f"/v1/models?{query}", 422, "invalid-body")
 
 
-def test_a_list_of_20_000_models_is_quick() -> None:
-    """Pages by bisection: only the first of a filter looks at every model."""
-    count = 20_000
+def large_snapshot(count: int) -> Snapshot:
+    """Models without outputs, org00/m000000, org01/m000001 and so on."""
     made = {"revision": COMMIT, "outputs": 1, "library": "timm"}
     fields = Model.model_validate({"repo": "x/y", **made}).__dict__
     repos = sorted(f"org{i % 97:02}/m{i:06}" for i in range(count))
@@ -152,6 +156,14 @@ def test_a_list_of_20_000_models_is_quick() -> None:
     columns = {"models": models, "copies": {}, "starts": np.arange(count + 1), "label": np.zeros(count, np.int32)}
     for name, value in columns.items():
         object.__setattr__(snapshot, name, value)
+    return snapshot
+
+
+def test_a_list_of_20_000_models_is_quick() -> None:
+    """Pages by bisection: only the first of a filter looks at every model."""
+    count = 20_000
+    snapshot = large_snapshot(count)
+    models = snapshot.models
     listing = Listing(snapshot)
     names = [model.repo for model in models]
     listing.page(50, None, (), "")  # sorts once
@@ -167,6 +179,37 @@ def test_a_list_of_20_000_models_is_quick() -> None:
     for _ in range(10):
         assert listing.page(50, first.next, where, "").total == first.total
     assert (time.perf_counter() - begun) / 10 < 0.05
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [
+        ("other/M000005", "org05/m000005"),
+        ("org05/x000005", "org05/m000005"),
+        ("org05/m00000", "org05/m000005"),
+        ("nobody/nothing", None),
+        ("org05/" + "x" * 5_000, None),
+    ],
+)
+def test_an_unknown_name_is_compared_with_few_of_20_000(
+    asked: str, near: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[str, list[str]]] = []
+    original = difflib.get_close_matches
+
+    def counting(word: str, names: Iterable[str], **options: Any) -> list[str]:
+        compared.append((word, list(names)))
+        return original(word, compared[-1][1], **options)
+
+    monkeypatch.setattr(difflib, "get_close_matches", counting)
+    snapshot = large_snapshot(20_000)
+    found = near_models(snapshot, asked)
+    assert (found[0] if found else None) == near
+    assert sum(len(names) for _, names in compared) <= 2_000
+    assert max(len(word) for word, _ in compared) <= 200
+    monkeypatch.undo()
+    error = unknown_model(snapshot, Knowledge(), asked)
+    assert ("did you mean" in str(error)) is (near is not None)
 
 
 def test_a_model_is_described_as_by_the_command_line(service: Asked, folder: Path) -> None:
@@ -340,3 +383,32 @@ def test_outputs_of_several_models_at_once(service: Asked) -> None:
 def test_outputs_that_cannot_be_told(service: Asked, body: dict[str, Any], status: int, slug: str) -> None:
     answer = service.post("/v1/outputs", body)
     assert (answer.status_code, answer.json()["type"]) == (status, f"urn:hubhound:problem:{slug}")
+
+
+def test_without_what_is_known_about_tasks(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = shutil.copytree(folder, tmp_path / "zoo")
+    whole = (own / "knowledge.json").read_bytes()
+    monkeypatch.setattr(index_route, "FRESH_S", 0.0)
+    candidates = {"request": (None, json.dumps({"candidates": [VLM]}), "application/json")}
+    image = ("a.png", write_example(tmp_path / "a.png", "cat").read_bytes(), "image/png")
+    with asking(small_app(own)) as service:
+        for damaged in (b"{", b"[]", b'{"format": 9}'):
+            (own / "knowledge.json").write_bytes(damaged)
+            caplog.clear()
+            page = service.get("/v1/models/org/animals")
+            assert (page.status_code, page.json()["profiles"]) == (200, [])
+            assert page.json()["describe"]["outputs"][0]["label"] == "cat"
+            assert service.get("/v1/models/org/animals/usage?output=0").status_code == 200
+            assert service.get("/v1/models/org/usage/usage").status_code == 400
+            assert service.post("/v1/outputs", {"outputs": ["org/things#2"]}).status_code == 200
+            told = service.get("/v1/index").json()
+            assert (told["models"], told["tasks"], told["profiles"]) == (5, 0, 0)
+            assert service.get(f"/v1/models/{VLM}").status_code == 404
+            refused = service.post("/v1/recommend", files=[("images", image), *candidates.items()])
+            assert (refused.status_code, refused.json()["type"]) == (503, "urn:hubhound:problem:index-unusable")
+            assert len([record for record in caplog.records if "knowledge.json" in record.message]) == 1
+        (own / "knowledge.json").write_bytes(whole)
+        assert len(service.get("/v1/models/org/animals").json()["profiles"]) == 1
+        assert service.get("/v1/index").json()["profiles"] == 2

@@ -316,6 +316,41 @@ def test_two_that_ask_for_the_same_model_at_once_name_it_once(
     assert asked == list(range(40))
 
 
+def test_a_request_that_is_given_up_leaves_nobody_naming_beside_it(
+    folder: Path, make: Callable[..., Names], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, lock = threading.Event(), threading.Lock()
+    asked: list[list[int]] = []
+    at_once: list[bool] = []
+
+    def slow(names: Names, generation: Generation, rows: list[int], k: int) -> Any:
+        at_once.append(not lock.acquire(blocking=False))
+        asked.append(rows)
+        assert go.wait(20)
+        lock.release()
+        return original(names, generation, rows, k)
+
+    original = Names._name
+    generation = generation_of(folder)
+    names = ready(make(Encoder()), generation)
+    monkeypatch.setattr(Names, "_name", slow)
+
+    async def work() -> list[OutputNames]:
+        for _ in range(3):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(names.of_rows(generation, [1, 2], 1), 0.05)
+        assert asked == [[1, 2]]
+        last = asyncio.create_task(names.of_rows(generation, [1, 2, 3], 1))
+        await asyncio.sleep(0.05)
+        assert asked == [[1, 2]]
+        go.set()
+        return await last
+
+    assert [output.concepts[0].name for output in asyncio.run(work())] == ["word 1", "word 2", "word 3"]
+    assert asked == [[1, 2], [3]]  # what nobody waited for any more is remembered
+    assert at_once == [False, False]
+
+
 def test_a_new_generation_has_names_of_its_own_without_the_encoder(folder: Path, make: Callable[..., Names]) -> None:
     encoder, old = Encoder(), generation_of(folder)
     names = ready(make(encoder), old)

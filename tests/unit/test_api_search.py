@@ -19,6 +19,7 @@ from engine.concepts import ConceptCache
 from engine.descriptors import FloatArray
 from engine.errors import ConceptError, EncoderError
 from engine.index import Index
+from engine.schema import Model
 from engine.writer import IndexWriter
 from query.api import create_app
 from query.filters import parse_conditions
@@ -167,6 +168,20 @@ def test_what_cannot_be_asked(body: Any, status: int, slug: str, told: str, serv
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize("like", ["org/animals", "org/animals@r1", "copies/one", "copies/one@c1"])
+def test_models_with_many_outputs_whatever_they_are_called(own: Path, like: str) -> None:
+    with IndexWriter(own) as writer:
+        record = {"repo": "copies/one", "revision": "c1", "state": "copy", "copy_of": "org/animals"}
+        writer.put_copy(Model.model_validate(record))
+        writer.finish()
+    with asking(small_app(own, max_total_hits=11)) as asked:
+        body = {"like": like, "level": "model", "k": 3}
+        answer = asked.post("/v1/search", body)
+        assert (answer.status_code, answer.json()["type"]) == (400, "urn:hubhound:problem:invalid-request")
+        assert "4 concepts with 3 hits each" in answer.json()["detail"]
+        assert asked.post("/v1/search", {**body, "k": 2}).status_code == 200
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     make_filled_index(tmp_path / "zoo")
@@ -233,6 +248,22 @@ def test_an_encoder_that_cannot_be_loaded(own: Path) -> None:
         assert asked.post("/v1/search", {"like": "org/animals#0"}).status_code == 200
         ConceptCache(own / "concepts.sqlite").put({"cat": vector("cat")})
         assert asked.post("/v1/search", {"concepts": ["cat"]}).status_code == 200
+
+
+def test_new_texts_do_not_wait_for_what_is_slow(own: Path) -> None:
+    free = threading.Event()
+    with asking(small_app(own, request_timeout_s=5)) as asked:
+        service = asked.app.state.service
+
+        async def busy() -> list[asyncio.Task[bool]]:
+            return [asyncio.create_task(service.aside(free.wait, 20)) for _ in range(20)]
+
+        waiting = asked.run(busy())
+        try:
+            assert asked.post("/v1/search", {"concepts": ["never seen"]}).status_code == 200
+            assert not any(task.done() for task in waiting)
+        finally:
+            free.set()
 
 
 def test_readiness_while_the_encoder_is_loaded(own: Path) -> None:

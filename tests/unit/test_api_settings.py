@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -9,8 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from engine.errors import InputError
+from indexers.crawl.log import logging_to
 from query.api.settings import Settings, flag, variable
-from query.cli.serve import serve, settings_options
+from query.cli.main import run
+from query.cli.serve import _log, serve, settings_options
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +87,8 @@ def test_the_environment_and_that_flags_go_before_it(monkeypatch: pytest.MonkeyP
     [
         ("port", 70_000, "--port '70000': input should be less than or equal to 65535"),
         ("drain_s", 60.0, "--drain-s '60.0': input should be less than or equal to 9"),
-        ("hub_url", "javascript:alert(1)", "--hub-url 'javascript:alert(1)': string should match pattern"),
+        ("hub_url", "javascript:alert(1)", "--hub-url 'javascript:alert(1)': write http://HOST or https://HOST"),
+        ("hub_url", "ftp://x", "--hub-url 'ftp://x': write http://HOST or https://HOST"),
         ("request_timeout_s", float("inf"), "--request-timeout-s 'inf': input should be a finite number"),
     ],
 )
@@ -93,9 +100,87 @@ def test_a_flag_out_of_range_is_one_line(name: str, value: object, told: str) ->
 
 
 def test_a_variable_out_of_range_is_named_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HUBHOUND_SERVE_MAX_IN_FLIGHT", "many")
-    with pytest.raises(InputError, match=r"^HUBHOUND_SERVE_MAX_IN_FLIGHT 'many': input should be a valid integer"):
+    for name, value, told in (
+        ("MAX_IN_FLIGHT", "many", "write a whole number"),
+        ("DRAIN_S", "soon", "write a number"),
+        ("NAMES", "perhaps", "write yes or no"),
+    ):
+        with monkeypatch.context() as only, pytest.raises(InputError) as error:
+            only.setenv(f"HUBHOUND_SERVE_{name}", value)
+            Settings.read({"index": "zoo"})
+        assert str(error.value) == f"HUBHOUND_SERVE_{name} {value!r}: {told}"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("HUBHOUND_SERVE_MAX_HTIS", "there is no such setting; did you mean HUBHOUND_SERVE_MAX_HITS?"),
+        ("HUBHOUND_SERVE_API_KEYS_FILE", "there is no such setting; did you mean HUBHOUND_SERVE_API_KEY_FILE?"),
+        ("hubhound_serve_prot", "there is no such setting; did you mean HUBHOUND_SERVE_PORT?"),
+        ("HUBHOUND_SERVE_XYZZY", "there is no such setting; 'hubhound serve --help' has those there are"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_refused(name: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "3")
+    with pytest.raises(InputError) as error:
         Settings.read({"index": "zoo"})
+    assert str(error.value) == f"{name}: {told}"
+    monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HUBHOUND_SERVE_INDEX", "zoo")  # another name of HUBHOUND_INDEX
+    monkeypatch.setenv("HUBHOUND_SERVER_MAX_HTIS", "3")  # not ours
+    assert Settings.read({}).index == Path("zoo")
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:x", "cpu:", "mkldnn", "hpu", "meta"])
+def test_a_device_that_is_none_is_refused(device: str) -> None:
+    with pytest.raises(InputError) as error:
+        Settings.model_construct(device=device).check_device()
+    assert str(error.value) == f"--device {device!r}: use auto, cpu, cuda, cuda:1, mps or xpu"
+
+
+def test_a_device_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"^--device 'cuda:99' cannot be used here: \S") as error:
+        Settings(index=Path("zoo"), device="cuda:99").check_device()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_torch_is_not_loaded_for_what_is_always_there() -> None:
+    program = (
+        "import sys; from query.api.settings import Settings\n"
+        "for device in ('auto', 'cpu'): Settings(index='zoo', device=device).check_device()\n"
+        "assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--device", "gpu", "--device 'gpu': use auto, cpu, cuda, cuda:1, mps or xpu"),
+        ("--vocabulary", "nofile", "--vocabulary nofile: there is no such file: give one with a phrase a line"),
+        ("--models", "nofolder", "--models nofolder: there is no such folder: give one that has models in Hub layout"),
+    ],
+)
+def test_what_cannot_be_used_ends_the_start(
+    option: str, value: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", "--index", str(tmp_path), "--port", "0", option, value]) == 1
+    assert capsys.readouterr().err == f"hubhound: {told}\n"
+
+
+def test_what_is_told_at_the_start_is_an_event_where_programs_read(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("hubhound.serve")
+    with logging_to("json") as lines:
+        (handler,) = lines.handlers
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            _log("ready after 100 % of 5.2 s")
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(logging.NOTSET)
+    told = json.loads(capsys.readouterr().err)
+    assert (told["level"], told["event"], told["detail"]) == ("info", "service", "ready after 100 % of 5.2 s")
 
 
 def test_every_setting_has_a_description_and_stands_in_the_help() -> None:

@@ -8,7 +8,6 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from engine.errors import ProbeError
 from engine.probes import open_image
 from query.api.errors import install
-from query.api.image_files import ImageLimits, clean_name
+from query.api.image_files import ImageLimits, clean_name, store_image
 from query.api.settings import Settings
 from query.api.uploads import FOLDER_PREFIX, read_body
 
@@ -36,24 +35,6 @@ class Body(BaseModel):
     weight: float = 0.0
 
 
-class Threads:
-    """What of the service is used here."""
-
-    def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(2)
-        self.wait: threading.Event | None = None
-        self.began = threading.Event()
-
-    async def aside(self, function: Any, *args: Any) -> Any:
-        def run() -> Any:
-            self.began.set()
-            if self.wait:
-                self.wait.wait(10)
-            return function(*args)
-
-        return await asyncio.get_running_loop().run_in_executor(self.pool, run)
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where temporary folders are made, empty before each test."""
@@ -66,7 +47,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def app(folder: Path) -> Iterator[FastAPI]:
     app = FastAPI()
     install(app)
-    app.state.service = Threads()
     app.state.fail = None
     settings = Settings(index=folder, max_images=4, max_image_mb=2, max_image_megapixels=4)
 
@@ -86,7 +66,6 @@ def app(folder: Path) -> Iterator[FastAPI]:
             }
 
     yield app
-    app.state.service.pool.shutdown()
     assert list(folder.iterdir()) == []  # whatever was sent
 
 
@@ -326,22 +305,40 @@ def folders(folder: Path) -> int:
     return len(list(folder.iterdir()))
 
 
-def test_the_folder_outlives_a_cancelled_request_only_until_its_thread_is_done(app: FastAPI, folder: Path) -> None:
-    """A thread that writes cannot be stopped: what it still writes must not stay behind."""
-    threads: Threads = app.state.service
-    threads.wait = threading.Event()
+class Held:
+    """Images are decoded when the test lets them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.began = threading.Event()
+        self.release = threading.Event()
+        self.names: list[str] = []
+        monkeypatch.setattr("query.api.uploads.store_image", self)
+
+    def __call__(self, source: Any, folder: Path, position: int, name: str, limits: ImageLimits) -> Path:
+        self.names.append(name)
+        self.began.set()
+        self.release.wait(10)
+        return store_image(source, folder, position, name, limits)
+
+
+def test_the_folder_outlives_a_cancelled_request_only_until_its_thread_is_done(
+    app: FastAPI, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that writes cannot be stopped: what it still writes must not stay behind. It does not begin another."""
+    held = Held(monkeypatch)
+    sent = [("images", (name, encoded())) for name in ("a.png", "b.png", "c.png")]
 
     async def run() -> None:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            asked = asyncio.create_task(client.post("/read", files=[("images", ("a.png", encoded()))]))
-            await asyncio.to_thread(threads.began.wait, 5)
+            asked = asyncio.create_task(client.post("/read", files=sent))
+            await asyncio.to_thread(held.began.wait, 5)
             assert folders(folder) == 1
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
             assert asked.cancelled()
             assert folders(folder) == 1
-            threads.wait.set()
+            held.release.set()
             for _ in range(200):
                 if not folders(folder):
                     return
@@ -349,11 +346,11 @@ def test_the_folder_outlives_a_cancelled_request_only_until_its_thread_is_done(a
             raise AssertionError("the folder is still there")
 
     asyncio.run(run())
+    assert held.names == ["a.png"]
 
 
 def test_the_folder_goes_when_the_request_is_cancelled_in_the_middle_of_its_work(folder: Path) -> None:
     app = FastAPI()
-    app.state.service = Threads()
     seen = []
     reached = asyncio.Event()
 

@@ -214,7 +214,7 @@ def test_the_facts_of_an_error(client: Client, made: Path) -> None:
 
 
 def test_models_and_their_pages(client: Client, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("query.client.MOST_MODELS", 2)  # so that there are several pages
+    monkeypatch.setattr("query.api.routes.models.MOST_MODELS", 2)  # so that there are several pages
     names = ["org/one", "org/three", "org/two", "zoo/copy"]
     found = client.models()
     assert [model.repo for model in found] == names

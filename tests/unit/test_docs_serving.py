@@ -26,12 +26,13 @@ from query.api.routes.recommend import RecommendBody
 from query.api.settings import Settings, flag, variable
 from query.cli.serve import serve
 from query.recommendation import Recommendation
-from tests.support.service import Asked, asking, small_app
+from tests.support.service import Asked, asking, listening, small_app
 from tests.support.small_index import make_index, put_model, write_example
 
 REPOSITORY = Path(__file__).parents[2]
 SERVING = (REPOSITORY / "docs" / "serving.md").read_text()
 API = (REPOSITORY / "docs" / "api.md").read_text()
+README = (REPOSITORY / "README.md").read_text()
 KINDS = {"index": "folder", "models": "folder", "api_key_file": "file", "vocabulary": "file", "host": "address"}
 KINDS |= {"port": "port", "allowed_host": "host name", "cors_origin": "origin", "hub_url": "URL", "device": "device"}
 CONCEPTS = ("golden retriever", "school bus", "tabby")
@@ -128,7 +129,7 @@ def test_the_command_has_the_documented_options_and_no_others() -> None:
 
 def test_every_option_that_is_named_exists() -> None:
     prose = "\n".join(line for line in (SERVING + API).splitlines() if not line.startswith("$ "))
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", prose))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", re.sub(r"`curl [^`]*`", "", prose)))
     assert named - {flag(name) for name in Settings.model_fields} <= {"--format"}  # of other commands
     assert len(named) > 20
 
@@ -267,6 +268,31 @@ def test_every_example_is_answered_as_documented(service: Asked, tmp_path: Path,
         if isinstance(json.loads(answer).get("results"), list):
             (expected,), (found,) = json.loads(answer)["results"], response.json()["results"]
             assert set(expected["hits"][0]) == set(found["hits"][0])
+
+
+@pytest.mark.parametrize("document", [README, API], ids=["README.md", "docs/api.md"])
+def test_the_program_with_the_client_runs(
+    service: Asked, document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (program,) = (code for code in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if "query.client" in code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HUBHOUND_KEY", raising=False)
+    for name in ("one", "two"):
+        write_example(tmp_path / f"{name}.png", name).rename(f"{name}.jpg")
+    settings = service.app.state.service.settings
+    again = small_app(settings.index, names=True, vocabulary=settings.vocabulary)
+    with listening(again) as url:
+        assert "http://127.0.0.1:8080" in program
+        exec(program.replace("http://127.0.0.1:8080", url), {})  # noqa: S102
+    told = capsys.readouterr().out.splitlines()
+    hits = service.post("/v1/search", {"concepts": ["golden retriever"], "k": 3}).json()["results"][0]["hits"]
+    assert [line.split() for line in told[:3]] == [
+        [str(hit[name]) for name in ("model", "output", "margin")] for hit in hits
+    ]
+    if document is API:
+        assert told[3:5] == ["microsoft/resnet-18 None None", "timm/resnet50.a1_in1k apache-2.0 25557032"]
+        assert told[5].startswith("0 golden retriever ['")
+        assert told[-1].startswith("400 urn:hubhound:problem:invalid-request ")  # there is nothing to recommend
 
 
 def test_the_documented_problem_is_one(service: Asked) -> None:

@@ -11,9 +11,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from query.api import errors
+from query.api import bodies, errors
 from query.api.routes import page
 from query.api.routes.page import CONTENT_POLICY, MEDIA_TYPES, WEB
+from query.api.settings import Settings
 
 FILES = sorted(WEB.iterdir())
 SCRIPTS = [file for file in FILES if file.suffix == ".js"]
@@ -25,7 +26,7 @@ HOOKS = {
     *("empty-state", "error-state", "loading-state", "tab-search", "tab-recommend", "tab-index", "theme-toggle"),
     *("model-page", "model-outputs", "profile-heatmap", "similar-models", "copies", "recommend-drop"),
     *("recommend-start", "recommend-progress", "recommend-cancel", "ranking", "source-bar", "index-view"),
-    *("hubness-curve", "key-form", "key-input"),
+    *("hubness-curve", "key-form", "key-input", "model-list", "model-filter", "meanings-button"),
 }
 """What tests of the page find its elements by."""
 MARKUP = re.compile(
@@ -250,3 +251,15 @@ def test_a_folder_with_a_files_name_is_not_found(
 
 def test_other_methods_are_refused(client: TestClient) -> None:
     assert client.post("/web/app.js").status_code == 405
+
+
+def test_the_page_keeps_no_more_of_an_address_than_a_search_takes() -> None:
+    """A link that holds more would be refused."""
+    found = re.search(r"const MOST = \{ concepts: (\d+), where: (\d+), k: (\d+) \}", code(WEB / "state.js"))
+    assert found is not None
+    defaults = Settings.model_fields
+    assert tuple(map(int, found.groups())) == (
+        defaults["max_concepts"].default,
+        bodies.MOST_CONDITIONS,
+        defaults["max_hits"].default,
+    )

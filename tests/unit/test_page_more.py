@@ -103,3 +103,26 @@ def test_what_names_of_blocks_have_in_common(modules: Path) -> None:
     ]
     asked = [names for names, _ in given]
     assert run(modules, f"{json.dumps(asked)}.map(m.commonStem)", "charts") == [stem for _, stem in given]
+
+
+@needs_node
+def test_labels_that_make_examples(modules: Path) -> None:
+    given = {
+        "golden retriever, Goldie": "golden retriever", "fire_truck": "fire truck", "Poké ball (red)": "Poké ball",
+        "LABEL_7": None, "42": None, "": None, "ox": None, "background": None, "w" * 33: None, "<b>dog</b>": None,
+        "jack-o'-lantern": "jack-o'-lantern", "none of these": None,
+    }  # fmt: skip
+    assert run(modules, f"{json.dumps(list(given))}.map(m.plain)", "examples") == list(given.values())
+    assert run(modules, "[null, undefined, 7].map(m.plain)", "examples") == [None, None, None]
+
+
+@needs_node
+def test_examples_are_of_several_models(modules: Path) -> None:
+    concepts = [["Pica pica", "Larus canus"], ["cat", "dog", "owl", "cow", "pig"], ["dog", "car"]]
+    made = run(modules, f"m.mixed({json.dumps(concepts)})", "examples")
+    # models in the order of their words, one of each in turn; dog is there already when the third model's turn comes
+    assert [one["q"] for one in made[:-1]] == [["cat"], ["dog"], ["Pica pica"], ["car"]]
+    assert made[-1] == {"q": ["owl", "cow", "pig"], "level": "model"}
+    assert run(modules, "m.mixed([[], []])", "examples") == []
+    assert run(modules, "m.mixed([['cat']])", "examples") == [{"q": ["cat"]}]
+    assert run(modules, "m.spread([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 3)", "examples") == [1, 5, 8]

@@ -13,6 +13,7 @@ from query.api.service import Service, service_of
 
 router = APIRouter(tags=["service"])
 
+_NO_KEY: dict[str, Any] = {"security": []}
 _OK = {"status": "ok"}
 _READY = {"ready": True, "why": None, "generation": 7}
 _NOT_READY = {"ready": False, "why": "the encoder is being loaded", "generation": 7}
@@ -36,8 +37,10 @@ def _example(value: object) -> dict[str, Any]:
     return {"application/json": {"example": value}}
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get(
     "/healthz",
+    openapi_extra=_NO_KEY,
     summary="Whether the process answers",
     responses={200: {"model": Health, "description": "It does.", "content": _example(_OK)}},
 )
@@ -46,8 +49,10 @@ async def healthz() -> Response:
     return JSONResponse(_OK)
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
+    openapi_extra=_NO_KEY,
     summary="Whether the service is ready",
     responses={
         200: {"model": Readiness, "description": "It is.", "content": _example(_READY)},

@@ -104,14 +104,24 @@ class Overview:
 
     def __init__(self) -> None:
         self._facts: tuple[float, Generation | None, IndexFacts] | None = None
+        self._reading: tuple[Generation | None, Task[IndexFacts]] | None = None
         self._hubness: tuple[Generation, Task[Hubness]] | None = None
 
     async def facts(self, service: Service, generation: Generation | None) -> IndexFacts:
-        """Facts, at most some seconds old."""
+        """Facts, at most some seconds old; however many ask at once, they are read once."""
         now = time.monotonic()
-        if self._facts is None or self._facts[1] is not generation or now - self._facts[0] > FRESH_S:
-            self._facts = now, generation, await service.aside(_read, service, generation)
-        return self._facts[2]
+        if self._facts and self._facts[1] is generation and now - self._facts[0] <= FRESH_S:
+            return self._facts[2]
+        if self._reading is None or self._reading[0] is not generation or self._reading[1].done():
+            self._reading = generation, asyncio.create_task(self._read(service, generation))
+        # It goes on when a request is given up: the thread does, too.
+        return await asyncio.shield(self._reading[1])
+
+    async def _read(self, service: Service, generation: Generation | None) -> IndexFacts:
+        begun = time.monotonic()
+        facts = await service.aside(_read, service, generation)
+        self._facts = begun, generation, facts
+        return facts
 
     async def hubness(self, service: Service, generation: Generation) -> Hubness | None:
         """The hubness of a generation, None while it is computed; in the background, once."""
@@ -179,7 +189,7 @@ def _read(service: Service, generation: Generation | None) -> IndexFacts:
     except HubhoundError as error:
         log.warning("%s", error)
         crawl = None
-    facts = index_facts(index, snapshot, service.knowledge(), crawl and _without_folders(crawl))
+    facts = index_facts(index, snapshot, service.knowledge_or_nothing(), crawl and _without_folders(crawl))
     return facts.model_copy(update={"manifest": _public(facts.manifest)})
 
 

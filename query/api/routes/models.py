@@ -166,7 +166,7 @@ async def model_usage(
         raise ApiError(ProblemKind.INVALID_REQUEST, "which output? add ?output=NUMBER")
 
     def write() -> Response:
-        found = Found(snapshot, service.knowledge(), name)
+        found = Found(snapshot, service.knowledge_or_nothing(), name)
         (row,) = found.rows_of(snapshot, [output]).tolist()
         if found.record is None or found.original is None:
             raise ApiError(ProblemKind.OUTPUT_NOT_FOUND, f"the index has none of {name}'s outputs")
@@ -206,7 +206,7 @@ async def get_model(
 
     def find() -> tuple[Found, list[int]]:
         try:
-            found = Found(snapshot, service.knowledge(), name)
+            found = Found(snapshot, service.knowledge_or_nothing(), name)
         except ApiError:
             if generation is None:
                 _ = service.generation  # says that the index is still empty
@@ -254,7 +254,7 @@ def _generation(service: Service) -> Generation | None:
 
 def _is_known(service: Service, name: str) -> bool:
     generation = _generation(service)
-    knowledge: Knowledge = service.knowledge()
+    knowledge: Knowledge = service.knowledge_or_nothing()
     there = generation is not None and name in generation.searcher.snapshot.places
     return there or bool(knowledge.profiles_of(name))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.responses import Response
 
@@ -13,7 +13,8 @@ from engine.schema import Model
 from query.api.catalogue import Found, OutputFacts, OutputsAnswer, answer, facts_of
 from query.api.errors import ProblemKind, responses
 from query.api.names import MOST_K
-from query.api.service import Service, service_of
+from query.api.service import service_of
+from query.api.uploads import read_json_body
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
@@ -55,12 +56,19 @@ class OutputsBody(BaseModel):
     names: int = Field(default=3, ge=0, le=MOST_K, description="Found names of each; 0 for none.")
 
 
+_REQUEST_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": OutputsBody.model_json_schema()}},
+}
+
+
 @router.post(
     "/outputs",
     summary="Facts and found names of some outputs",
     response_class=Response,
     responses={
         **responses(
+            ProblemKind.UNSUPPORTED_MEDIA_TYPE,
             ProblemKind.NOT_READY,
             ProblemKind.MODEL_NOT_FOUND,
             ProblemKind.OUTPUT_NOT_FOUND,
@@ -78,14 +86,17 @@ class OutputsBody(BaseModel):
             },
         },
     },
+    openapi_extra={"requestBody": _REQUEST_BODY},
 )
-async def get_outputs(body: OutputsBody, service: Annotated[Service, Depends(service_of)]) -> Response:
+async def get_outputs(request: Request) -> Response:
     """Tells of several outputs at once what a page shows beside the hits of a search."""
+    service = service_of(request)
+    body = await read_json_body(request, OutputsBody)
     generation = service.generation
     snapshot = generation.searcher.snapshot
 
     def find() -> tuple[list[tuple[str, Model]], list[int]]:
-        knowledge = service.knowledge()
+        knowledge = service.knowledge_or_nothing()
         models: dict[str, Found] = {}
         asked: list[tuple[str, Model]] = []
         rows: list[int] = []
@@ -124,4 +135,4 @@ def _parsed(text: str) -> tuple[str, int]:
     name, mark, number = text.rpartition("#")
     if not mark or not name or not number.isascii() or not number.isdecimal():
         raise InputError(f"outputs {text[:100]!r}: write org/name#17")
-    return name, int(number[:12])
+    return name, int((number.lstrip("0") or "0")[:18])  # no model has as many outputs as 18 digits say

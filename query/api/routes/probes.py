@@ -1,4 +1,4 @@
-"""``GET /v1/probes/N/image``."""
+"""``GET`` and ``HEAD /v1/probes/N/image``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ router = APIRouter(prefix="/v1", tags=["index"])
 _KEEP = "private, max-age=31536000, immutable"
 
 
+@router.head("/probes/{number}/image", include_in_schema=False)
 @router.get(
     "/probes/{number}/image",
     summary="A probe as a thumbnail",

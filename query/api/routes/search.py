@@ -116,8 +116,9 @@ async def _prepare(service: Service, generation: Generation, asked: SearchReques
         ApiError: The model that is asked about has too many outputs for so many hits.
     """
     if asked.like and asked.level == "model":
-        known = generation.searcher.snapshot.places.get(asked.like)
-        check_size(known[1].outputs if known else 0, asked.k, service.settings)
+        snapshot = generation.searcher.snapshot
+        found = snapshot.places.get(asked.like.partition("@")[0])
+        check_size(snapshot.models[found[0]].outputs if found else 0, asked.k, service.settings)
     if asked.evidence != "probes":
         await service.prepare_labels(generation, check_method(asked.method or generation.index.manifest.method))
     if asked.concepts:

@@ -8,10 +8,10 @@ const LONGEST_WAIT_S = 30;
 
 /** What went wrong, as the service says it (application/problem+json), or as the browser does. */
 export class Problem extends Error {
-  constructor({ status = 0, type = "", title = "", detail = "", instance = "", errors = [] }) {
+  constructor({ status = 0, type = "", title = "", detail = "", instance = "", errors = [], near = [] }) {
     super(detail || title);
     this.name = "Problem";
-    Object.assign(this, { status, type, title, detail, instance, errors });
+    Object.assign(this, { status, type, title, detail, instance, errors, near });
   }
 
   /** The last part of its type: `not-ready`, `rate-limited` ... */
@@ -81,6 +81,7 @@ async function problemOf(response) {
     detail: text(body.detail),
     instance: text(body.instance) || response.headers.get("X-Request-ID") || "",
     errors: Array.isArray(body.errors) ? body.errors : [],
+    near: Array.isArray(body.near) ? body.near.filter((one) => typeof one === "string") : [],
   });
 }
 

@@ -1,6 +1,7 @@
 // Boxes for what is wide, what is long and what is to be typed elsewhere.
 
 import { h } from "./dom.js";
+import { icon } from "./icons.js";
 
 /** A box of its own for what may be wider than the page; can be scrolled by keyboard. */
 export function scroller(label, ...children) {
@@ -10,6 +11,31 @@ export function scroller(label, ...children) {
 /** What is there for those who want to know more: opened by its `words`. */
 export function folded(words, ...children) {
   return h("details", { class: "figures" }, h("summary", null, words), children);
+}
+
+let opened = 0; // so far, for the ids of panels
+
+/**
+ * A button that opens and closes a panel. The panel stands after what the button stands in, so the button stays where it
+ * is and a second press on the same place closes the panel again.
+ *
+ * @param {Node|string|Array} words
+ * @param {Element} panel closed at first
+ * @param {{testid?: string, onopen?: () => void}} options `onopen` is called whenever it is opened
+ */
+export function opener(words, panel, { testid, onopen } = {}) {
+  opened += 1;
+  panel.id = `panel-${opened}`;
+  panel.hidden = true;
+  const button = h("button", {
+    type: "button", class: "quiet", "data-testid": testid, "aria-expanded": "false", "aria-controls": panel.id,
+    onclick: () => {
+      panel.hidden = !panel.hidden;
+      button.setAttribute("aria-expanded", String(!panel.hidden));
+      if (!panel.hidden) onopen?.();
+    },
+  }, words, icon("chevron", 16));
+  return button;
 }
 
 /**

@@ -2,6 +2,7 @@
 
 import { announce, bdi, h, replace, unseen } from "./dom.js";
 import { get, isAbort, modelPath } from "./api.js";
+import { opener } from "./boxes.js";
 import { icon } from "./icons.js";
 import { errorState } from "./notices.js";
 
@@ -42,35 +43,42 @@ function copyButton(text) {
 }
 
 /**
- * "Use it": a disclosure with the code for an output, fetched when it is opened.
+ * "Use it": a button, and the panel that it opens, with the code for an output.
  *
  * @param {string} model org/name
  * @param {number|null} output null for the model as a whole
+ * @returns {{button: Element, panel: Element}}
  */
 export function codeDisclosure(model, output) {
-  const place = h("div", { class: "code" });
-  const name = output === null ? model : `${model}#${output}`;
+  const panel = h("div", { class: "code" });
   let asked = false;
-  const fetchCode = async () => {
-    asked = true;
-    replace(place, h("p", { class: "fine", role: "status" }, "Writing the code …"));
-    try {
-      const query = output === null ? "" : `?output=${output}`;
-      const usage = await get(`/v1/models/${modelPath(model)}/usage${query}`);
-      replace(place,
-        h("div", { class: "code-head" },
-          h("span", { class: "fine" }, usage.requirements?.length ? h("code", null, bdi(`pip install ${usage.requirements.join(" ")}`)) : "Python"),
-          copyButton(usage.code)),
-        h("pre", { tabindex: "0", role: "region", "aria-label": `Code for ${name}` }, h("code", { "data-testid": "code-text" }, usage.code)),
-        usage.note && h("p", { class: "fine" }, bdi(usage.note)));
-    } catch (error) {
-      if (isAbort(error)) return;
-      asked = false;
-      replace(place, errorState(error, fetchCode));
-    }
-  };
-  return h("details", {
-    class: "use", "data-testid": "hit-code",
-    ontoggle: (event) => { if (event.currentTarget.open && !asked) fetchCode(); },
-  }, h("summary", { class: "quiet" }, h("span", null, "Use it", unseen(`: ${name}`)), icon("chevron", 16)), place);
+  const button = opener(h("span", null, "Use it", unseen(`: ${nameOf(model, output)}`)), panel, {
+    testid: "hit-code",
+    onopen: () => {
+      if (asked) return;
+      asked = true;
+      fillWithCode(panel, model, output);
+    },
+  });
+  return { button, panel };
+}
+
+const nameOf = (model, output) => (output === null ? model : `${model}#${output}`);
+
+/** Fetches the code for an output into a place; an error stands there with a button that tries again. */
+export async function fillWithCode(place, model, output) {
+  replace(place, h("p", { class: "fine", role: "status" }, "Writing the code …"));
+  try {
+    const query = output === null ? "" : `?output=${output}`;
+    const usage = await get(`/v1/models/${modelPath(model)}/usage${query}`);
+    replace(place,
+      h("div", { class: "code-head" },
+        h("span", { class: "fine" }, usage.requirements?.length ? h("code", null, bdi(`pip install ${usage.requirements.join(" ")}`)) : "Python"),
+        copyButton(usage.code)),
+      h("pre", { tabindex: "0", role: "region", "aria-label": `Code for ${nameOf(model, output)}` }, h("code", { "data-testid": "code-text" }, usage.code)),
+      usage.note && h("p", { class: "fine" }, bdi(usage.note)));
+  } catch (error) {
+    if (isAbort(error)) return;
+    replace(place, errorState(error, () => fillWithCode(place, model, output)));
+  }
 }

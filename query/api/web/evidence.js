@@ -46,17 +46,17 @@ export function probeImage(probe, alt) {
   return h("span", { class: "probe-frame" }, image);
 }
 
-/** Two bars from 0: what the output answers and what the concept expects, on the scale of the section. */
+/** Two bars from 0: what the output answers and how near the photograph is to what was asked for, on the scale of the section. */
 function pair(probe, top, words = false) {
   const bar = (value, look, name) => h("span", { class: `bar ${look} ${value < 0 ? "below" : ""}` },
     words && h("span", { class: "bar-name" }, name),
     h("span", { class: "bar-track" }, h("span", { class: "bar-fill", css: { width: `${Math.min(100, (100 * Math.abs(value)) / top)}%` } })),
     words && h("span", { class: "bar-value" }, signed(value)));
   return h("span", { class: words ? "pair pair-words" : "pair", "aria-hidden": words ? null : "true" },
-    bar(probe.response, "of-output", "Output"), bar(probe.concept, "of-concept", "Concept"));
+    bar(probe.response, "of-output", "Output"), bar(probe.concept, "of-concept", "Asked for"));
 }
 
-const inWords = (probe) => `${probe.file}: output ${signed(probe.response, 1)}, concept ${signed(probe.concept, 1)}`;
+const inWords = (probe) => `${probe.file}: output ${signed(probe.response, 1)}, asked for ${signed(probe.concept, 1)}`;
 
 /** The largest value that bars of some hits have to show. */
 export function topOf(lists) {
@@ -85,8 +85,8 @@ export function evidenceStrip(probes, top, { name, most = 10 }) {
 /** What the two bars mean; stands once above the hits. */
 export function evidenceLegend() {
   return h("p", { class: "legend-line fine" },
-    h("span", { class: "key of-output" }), "output's response ",
-    h("span", { class: "key of-concept" }), "nearness to the concept");
+    h("span", { class: "legend-item" }, h("span", { class: "key of-output" }), "output's response"),
+    h("span", { class: "legend-item" }, h("span", { class: "key of-concept" }), "nearness to what you asked for"));
 }
 
 /** A dialog with one photograph at a time; arrow keys go on, Escape closes, the focus returns to where it was. */

@@ -81,7 +81,9 @@ export function heatmap(profiles) {
 
   const table = h("table", { class: "heat", role: "grid", "aria-label": "Conductance by task and block", onkeydown: move, onpointerleave: hide },
     h("thead", null, h("tr", null,
-      h("th", { scope: "col", role: "columnheader" }, "task"),
+      h("th", { scope: "col", role: "columnheader", rowspan: 2 }, "task"),
+      h("th", { scope: "colgroup", role: "columnheader", colspan: blocks.length, class: "heat-blocks" }, "block")),
+    h("tr", null,
       blocks.map((block) => h("th", { scope: "col", role: "columnheader", title: block, class: "heat-block" }, bdi(block.slice(stem.length)))))),
     h("tbody", null, profiles.map(row)));
   table.addEventListener("focusout", hide);

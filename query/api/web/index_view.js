@@ -5,6 +5,7 @@ import { indexInfo, isAbort } from "./api.js";
 import { bytes, moment, percent } from "./amounts.js";
 import { commands, folded, plainTable } from "./boxes.js";
 import { bars, shareCurve } from "./charts.js";
+import { modelList } from "./model_list.js";
 import { errorState, loading, nothing, skeleton } from "./notices.js";
 import { href } from "./state.js";
 import { count, plural } from "./words.js";
@@ -42,6 +43,7 @@ export async function show(root, state, signal) {
     info.models > 0 && h("div", { class: "two" },
       part("libraries", "By library", counted(info.libraries, "library", info.models)),
       part("licences", "By licence", counted(info.licences, "licence", info.models))),
+    info.models > 0 && part("models", "Models", modelList(signal)),
     info.outputs > 0 && part("hubness", "How evenly it answers", hubness),
     (info.outputs > 0 || info.crawl) && part("crawl", "Last crawl", crawl(info.crawl)),
     part("made", "Made with", madeWith(info)),

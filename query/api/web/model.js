@@ -7,7 +7,7 @@ import { commands, folded } from "./boxes.js";
 import { bars } from "./charts.js";
 import { heatmap } from "./heatmap.js";
 import { icon } from "./icons.js";
-import { errorState, loading, nothing, skeleton } from "./notices.js";
+import { errorState, loading, noSuchModel, nothing, skeleton } from "./notices.js";
 import { outputsTable } from "./outputs_table.js";
 import { href } from "./state.js";
 import { count, plural, short, signed } from "./words.js";
@@ -36,10 +36,10 @@ export async function show(root, state, signal) {
     if (isAbort(error) || signal.aborted) return;
     if (error.slug === "model-not-found" || error.status === 404) {
       replace(rest, nothing("This model is not in the index",
-        h("p", null, bdi(error.detail)),
+        noSuchModel(repo, error.near ?? [], (near) => href({ view: "model", model: near })),
         h("p", { class: "notice-actions" },
           h("a", { class: "button", href: href({}) }, icon("search"), "Search"),
-          h("a", { class: "button", href: href({ view: "index" }) }, "What is indexed"))));
+          h("a", { class: "button", href: href({ view: "index" }) }, "All models"))));
     } else {
       replace(rest, errorState(error, () => show(root, state, signal)));
     }

@@ -34,8 +34,14 @@ export function skeleton({ rows = 3, tall = true, label = "Loading" } = {}) {
     h("div", { "aria-hidden": "true" }, Array.from({ length: rows }, row)));
 }
 
-/** An error in words, with its request id and a button that tries again (left out without `retry`). */
-export function errorState(error, retry) {
+/**
+ * An error in words, with its request id and a button that tries again (left out without `retry`).
+ *
+ * @param {Error} error
+ * @param {(() => void)|null} retry
+ * @param {Node[]} ways other buttons and links, where trying again cannot help
+ */
+export function errorState(error, retry, ways = []) {
   const fromService = error?.name === "Problem";
   const title = fromService && error.title ? error.title : "The page ran into an error";
   const detail = fromService ? error.detail : String(error?.message ?? error);
@@ -45,8 +51,24 @@ export function errorState(error, retry) {
     h("div", { class: "notice-head" }, icon("warning", 22), h("h2", null, title)),
     detail && h("p", null, bdi(detail)),
     fields.length > 0 && h("ul", null, fields.map((one) => h("li", null, bdi(`${one.where ?? ""}: ${one.message ?? ""}`)))),
-    retry && h("p", { class: "notice-actions" }, h("button", { type: "button", class: "button", onclick: retry }, icon("retry"), "Try again")),
+    (retry || ways.length > 0) && h("p", { class: "notice-actions" },
+      retry && h("button", { type: "button", class: "button", onclick: retry }, icon("retry"), "Try again"), ways),
     fromService && error.instance && h("p", { class: "fine" }, "Request ", h("code", null, bdi(error.instance))));
+}
+
+/**
+ * A model that the index has not got, in words for people, and those that are called nearly the same.
+ *
+ * @param {string} repo
+ * @param {string[]} near of the problem
+ * @param {(repo: string) => string} address where a link to one of those leads
+ */
+export function noSuchModel(repo, near, address) {
+  return [
+    h("p", null, "There is no model ", bdi(repo, { class: "mono" }), " here."),
+    near.length > 0 && h("p", null, "Did you mean ",
+      near.map((one, i) => [i > 0 && (i < near.length - 1 ? ", " : " or "), h("a", { href: address(one) }, bdi(one))]), "?"),
+  ];
 }
 
 /** Nothing to show, and what to do about it. */

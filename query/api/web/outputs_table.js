@@ -3,7 +3,7 @@
 
 import { announce, bdi, h, pause, replace, unseen } from "./dom.js";
 import { get, isAbort, modelPath } from "./api.js";
-import { codeDisclosure } from "./code.js";
+import { fillWithCode } from "./code.js";
 import { icon } from "./icons.js";
 import { progressBar } from "./charts.js";
 import { href } from "./state.js";
@@ -11,7 +11,7 @@ import { count, plural } from "./words.js";
 
 const FIRST = 25; // rows drawn at first: what stands below the table is worth seeing, too
 const PAGE = 100; // rows that each wish for more adds
-const ASKED_AT_ONCE = 250; // outputs whose names one request asks for
+const ASKED_AT_ONCE = 50; // outputs whose names one request asks for: few, so that rows that are looked at next wait little
 const NAMES = 3; // of each output
 const UNASKED = 2000; // outputs whose names are found without a person's wish
 const AGAIN_MS = 2000; // while the vocabulary is prepared
@@ -240,10 +240,10 @@ function useButton(repo, output) {
         opened.remove();
         opened = null;
       } else {
-        const code = codeDisclosure(repo, output);
+        const code = h("div", { class: "code" });
         opened = h("tr", { class: "use-row" }, h("td", { colspan: 4 }, code));
         button.closest("tr").after(opened);
-        code.open = true;
+        fillWithCode(code, repo, output);
       }
       button.setAttribute("aria-expanded", String(opened !== null));
     },

@@ -49,7 +49,7 @@ function hints(found) {
   const rough = ranking.filter((one) => (one.completeness_gap ?? 0) > ROUGH);
   if (rough.length) {
     const gap = percent(rough[0].completeness_gap);
-    said.push([`The completeness gap of ${count(rough.length)} is above ${percent(ROUGH)} (`, bdi(rough[0].model),
+    said.push([`The completeness gap of ${plural(rough.length, "model")} is above ${percent(ROUGH)} (`, bdi(rough[0].model),
       `: ${gap}): profiles with more --n-steps follow the path better.`]);
   }
   if (!said.length) return null;

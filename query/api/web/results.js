@@ -2,6 +2,7 @@
 
 import { bdi, h, modelName, outsideHref, pause, replace, unseen } from "./dom.js";
 import { isAbort, post } from "./api.js";
+import { opener } from "./boxes.js";
 import { codeDisclosure } from "./code.js";
 import { evidenceLegend, evidenceStrip, topOf } from "./evidence.js";
 import { icon } from "./icons.js";
@@ -20,18 +21,20 @@ const NAMES_AGAIN_MS = [700, 1000, 1500, 2000, 3000, 4000]; // while found names
  * @param {object} answer of POST /v1/search
  * @param {object} state
  * @param {object|null} info of GET /v1/index
- * @returns {{element: Element, status: Element, cards: Map<string, Function[]>, onMore: Function|null}} `cards`: by
- *   output (org/name#17), what takes its facts and names
+ * @returns {{element: Element, status: Element, cards: Map<string, object[]>, onMore: Function|null}} `cards`: by
+ *   output (org/name#17), what takes its facts and its names, two functions
  */
 export function answerView(answer, state, info) {
   const context = { state, background: info?.manifest?.background?.count ?? 0, cards: new Map(), view: null };
   const status = h("span", { class: "names-status", "data-testid": "names-status" });
   const view = { status, cards: context.cards, onMore: null, element: null };
   context.view = view;
+  const meanings = explanation(info?.manifest?.background);
   view.element = h("div", null,
     h("div", { class: "answer-line" },
       h("p", { "data-testid": "answer-line" }, h("strong", null, plural(answer.searched, "output")), ` searched ${answer.exact ? "exactly" : "approximately"} in ${duration(answer.seconds)}`),
-      explanation(info?.manifest?.background)),
+      opener("What the numbers mean", meanings, { testid: "meanings-button" })),
+    meanings,
     h("div", { class: "answer-line second" }, evidenceLegend(), status),
     answer.results.map((result, at) => section(result, at, answer.results.length, context)));
   return view;
@@ -39,17 +42,19 @@ export function answerView(answer, state, info) {
 
 function explanation(background) {
   const phrases = background?.count ? `${count(background.k)} nearest of ${count(background.count)}` : "nearest";
-  return h("details", { class: "what" },
-    h("summary", { class: "quiet" }, "What the numbers mean", icon("chevron", 16)),
-    h("dl", { class: "meanings" },
+  return h("dl", { class: "meanings", "data-testid": "meanings" },
       h("dt", null, "Margin"),
-      h("dd", null, `How much nearer an output comes to the concept than to the ${phrases} unrelated background phrases, in units of the spread of all of them. Larger is better. Below 0 the background is nearer: such a hit is here only because nothing better was left.`),
+      h("dd", null, `How much nearer an output comes to what you asked for than to the ${phrases} unrelated background phrases, in units of the spread of all of them. Larger is better. Below 0 the background is nearer: such a hit is here only because nothing better was left.`),
+      h("dt", null, "Bar"),
+      h("dd", null, "The margin beside the largest of this question, which fills it: bars of different questions cannot be compared, margins can."),
       h("dt", null, "Standing"),
-      h("dd", null, "How many of the background phrases the concept beats on this very output."),
+      h("dd", null, "How many of the background phrases are further from this very output than what you asked for."),
       h("dt", null, "Photographs"),
-      h("dd", null, "The probes on which the output's response and the concept agree most: the evidence for the hit."),
+      h("dd", null, "The probes that the output responds to and that are near to what you asked for: the evidence for the hit."),
       h("dt", null, "Found name"),
-      h("dd", null, "The phrase of a large vocabulary that the output's responses fit best, found without looking at its declared label.")));
+      h("dd", null, "The phrase of a large vocabulary that the output's responses fit best, found without looking at its declared label."),
+      h("dt", null, "Agrees"),
+      h("dd", null, "The responses do not speak against the declared label, however different the found name sounds. “Label disagrees” where the label is far from what the output does and the found name is clearly nearer."));
 }
 
 function section(result, at, of, context) {
@@ -81,7 +86,7 @@ function section(result, at, of, context) {
   return h("section", { class: "question", "aria-labelledby": id },
     h("h2", { id, class: of === 1 && !query.copy_of ? "unseen" : "question-name" }, questionName(query),
       of > 1 && h("span", { class: "fine" }, `${at + 1} of ${of}`)),
-    hits.length ? [list, h("p", null, more)] : h("p", { class: "notice" }, "No output answers to this concept under these filters."));
+    hits.length ? [list, h("p", null, more)] : h("p", { class: "notice" }, "No output answers to this under these filters."));
 }
 
 function questionName(query) {
@@ -177,20 +182,19 @@ function moreLike(id, level) {
 
 function witnessTags(hit) {
   if (!hit.witnesses) return null;
-  const named = { probes: "responses speak for it", labels: "label speaks for it" };
+  const named = { probes: "responses", labels: "label" };
+  const verb = hit.witnesses.length === 1 && hit.witnesses[0] === "labels" ? "speaks" : "speak";
   const margin = typeof hit.label_margin === "number" ? ` (label margin ${signed(hit.label_margin)})` : "";
   return h("p", { class: "witnesses fine", "data-testid": "hit-witnesses" },
-    hit.witnesses.length ? listed(hit.witnesses.map((who) => named[who] ?? who)) : "neither responses nor label speak for it", margin);
+    hit.witnesses.length ? `${listed(hit.witnesses.map((who) => named[who] ?? who))} ${verb} for it` : "neither responses nor label speak for it", margin);
 }
 
 function outputCard(hit, scale, top, context) {
   const id = `${hit.model}#${hit.output}`;
   const names = saysAndDoes(hit.label);
   const facts = factsLine();
-  register(context, hit.model, hit.output, (own, state) => {
-    names.take(own, state);
-    facts.take(own?.facts);
-  });
+  register(context, hit.model, hit.output, { facts: facts.take, names: names.take });
+  const code = codeDisclosure(hit.model, hit.output);
   return h("li", { class: "hit card", "data-testid": "hit" },
     h("div", { class: "hit-head" },
       h("span", { class: "rank" }, unseen("Rank "), hit.rank),
@@ -201,25 +205,29 @@ function outputCard(hit, scale, top, context) {
     names.element,
     hit.probes?.length > 0 && evidenceStrip(hit.probes, top, { name: id }),
     h("div", { class: "hit-foot" }, facts.element,
-      h("div", { class: "actions" }, codeDisclosure(hit.model, hit.output), moreLike(id, "output"), facts.link)));
+      h("div", { class: "actions" }, code.button, moreLike(id, "output"), facts.link)),
+    code.panel);
 }
 
 function modelCard(hit, scale, top, context) {
   const facts = factsLine();
   const list = matchedList(hit, scale, top, context);
   const known = hit.outputs.find((own) => own.output !== null);
-  if (known) register(context, hit.model, known.output, (own) => facts.take(own?.facts));
+  if (known) register(context, hit.model, known.output, { facts: facts.take });
+  const code = codeDisclosure(hit.model, known?.output ?? null);
+  const asked = context.state.like ? "output" : "concept";
   return h("li", { class: "hit card", "data-testid": "hit" },
     h("div", { class: "hit-head" },
       h("span", { class: "rank" }, unseen("Rank "), hit.rank),
       h("div", { class: "hit-who" }, title(hit.model),
-        h("p", { class: "which fine" }, `covers ${count(hit.covered)} of ${plural(hit.outputs.length, "concept")}`), copiesLine(hit.copies)),
+        h("p", { class: "which fine" }, `covers ${count(hit.covered)} of ${plural(hit.outputs.length, asked)}`), copiesLine(hit.copies)),
       h("div", { class: "hit-margin", "data-testid": "hit-margin" },
         h("span", { class: `margin-value ${hit.margin < 0 ? "below" : ""}` }, unseen("Mean margin "), signed(hit.margin)),
-        marginBar(hit.margin, scale), h("p", { class: "percentile" }, "mean over the concepts"))),
+        marginBar(hit.margin, scale), h("p", { class: "percentile" }, `mean over the ${asked}s`))),
     list,
     h("div", { class: "hit-foot" }, facts.element,
-      h("div", { class: "actions" }, codeDisclosure(hit.model, known?.output ?? null), moreLike(hit.model, "model"), facts.link)));
+      h("div", { class: "actions" }, code.button, moreLike(hit.model, "model"), facts.link)),
+    code.panel);
 }
 
 /** The matched outputs; of a long list (a whole model that others are like) the best first, and more when asked for. */
@@ -250,7 +258,7 @@ function matchedRow(own, hit, scale, top, context) {
       h("p", { class: "fine" }, "nothing in this model recognises it"));
   }
   const names = saysAndDoes(own.label);
-  register(context, hit.model, own.output, names.take);
+  register(context, hit.model, own.output, { names: names.take });
   return h("li", { class: "matched-row" },
     h("div", { class: "matched-head" },
       h("p", { class: "matched-concept" }, bdi(own.concept), h("span", { class: "fine" }, ` output ${own.output}`)),
@@ -259,36 +267,47 @@ function matchedRow(own, hit, scale, top, context) {
     own.probes?.length > 0 && evidenceStrip(own.probes, top, { name: `${hit.model}#${own.output}`, most: 10 }));
 }
 
-/** Fetches facts and found names of all drawn hits; asks again while names are being prepared. */
+/** Fetches facts of all drawn hits, then their found names, which may take long; asks again while they are prepared. */
 export async function addDetails(view, signal) {
-  const known = new Set();
-  view.onMore = () => { ask().catch(() => {}); };
-  const ask = async () => {
-    for (let tries = 0; ; tries += 1) {
-      const wanted = [...view.cards.keys()].filter((id) => !known.has(id));
-      let preparing = null;
-      for (let at = 0; at < wanted.length; at += ASKED_AT_ONCE) {
-        const outputs = wanted.slice(at, at + ASKED_AT_ONCE);
-        const answer = await post("/v1/outputs", { outputs, names: 1 }, [], { signal });
-        for (const own of answer.outputs) {
-          const id = `${own.model}#${own.output}`;
-          for (const take of view.cards.get(id) ?? []) take(own, answer.names);
-          if (answer.names?.state !== "preparing" || own.concepts?.length) known.add(id);
+  const known = { facts: new Set(), names: new Set() };
+  const ask = async (kind, names) => {
+    const wanted = [...view.cards].filter(([id, takes]) => !known[kind].has(id) && takes.some((take) => take[kind])).map(([id]) => id);
+    let preparing = null;
+    for (let at = 0; at < wanted.length; at += ASKED_AT_ONCE) {
+      const answer = await post("/v1/outputs", { outputs: wanted.slice(at, at + ASKED_AT_ONCE), names }, [], { signal });
+      const waits = kind === "names" && answer.names?.state === "preparing";
+      if (waits) preparing = answer.names;
+      for (const own of answer.outputs) {
+        const id = `${own.model}#${own.output}`;
+        for (const take of view.cards.get(id) ?? []) {
+          if (kind === "facts") take.facts?.(own.facts);
+          else take.names?.(own, answer.names);
         }
-        if (answer.names?.state === "preparing") preparing = answer.names;
+        if (!waits || own.concepts?.length) known[kind].add(id);
       }
+    }
+    return preparing;
+  };
+  const askAll = async () => {
+    await ask("facts", 0);
+    for (let tries = 0; ; tries += 1) {
+      const preparing = await ask("names", 1);
       view.status.textContent = preparing ? namesStatus(preparing) : "";
       if (!preparing) return;
       await pause(NAMES_AGAIN_MS[Math.min(tries, NAMES_AGAIN_MS.length - 1)], signal);
     }
   };
-  try {
-    await ask();
-  } catch (error) {
-    if (isAbort(error) || signal.aborted) return;
-    view.status.textContent = `Facts and names could not be fetched: ${error.detail || error.message}`;
-    for (const takes of view.cards.values()) for (const take of takes) take(null, null);
-  }
+  const begin = async () => {
+    try {
+      await askAll();
+    } catch (error) {
+      if (isAbort(error) || signal.aborted) return;
+      view.status.textContent = `Facts and names could not be fetched: ${error.detail || error.message}`;
+      for (const [id, takes] of view.cards) if (!known.names.has(id)) for (const take of takes) take.names?.(null, null);
+    }
+  };
+  view.onMore = begin;
+  await begin();
 }
 
 function namesStatus(names) {

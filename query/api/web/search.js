@@ -1,23 +1,16 @@
 // The search view: the box, the filters and what was found.
 
-import { announce, h, replace, setTitle, tell } from "./dom.js";
+import { announce, bdi, h, replace, setTitle, tell } from "./dom.js";
 import { indexInfo, isAbort, post, probeBlob } from "./api.js";
 import { probeImage } from "./evidence.js";
+import { examples } from "./examples.js";
 import { searchFilters } from "./filters.js";
 import { keptImages } from "./images.js";
-import { errorState, loading, nothing } from "./notices.js";
+import { errorState, loading, noSuchModel, nothing } from "./notices.js";
 import { addDetails, answerView } from "./results.js";
 import { addImages, searchBox } from "./search_box.js";
 import { DEFAULTS, href, read, write } from "./state.js";
 import { count, listed, plural } from "./words.js";
-
-const EXAMPLES = [
-  { q: ["golden retriever"] },
-  { q: ["steam locomotive"] },
-  { q: ["coral reef"] },
-  { q: ["espresso", "pizza", "cheeseburger"], level: "model" },
-  { q: ["fire truck", "school bus"] },
-];
 
 const STARTERS = 12; // photographs below the box
 
@@ -53,7 +46,7 @@ export async function show(root, state, signal) {
   } catch (error) {
     if (isAbort(error) || signal.aborted) return;
     results.setAttribute("aria-busy", "false");
-    replace(results, errorState(error, retry));
+    replace(results, failed(error, state, retry));
     return;
   }
   const info = await indexInfo().catch(() => null);
@@ -69,6 +62,23 @@ export async function show(root, state, signal) {
   replace(results, view.element);
   announce(`${plural(found, state.level === "model" ? "model" : "output")} found for ${nameOf(state, images)}`);
   addDetails(view, signal);
+}
+
+const UNUSABLE = [400, 404, 413, 415, 422]; // to ask the same again cannot help
+
+/** What stands in the place of an answer that was refused. */
+function failed(error, state, retry) {
+  if (!UNUSABLE.includes(error.status)) return errorState(error, retry);
+  const button = (text, change) => h("button", { type: "button", class: "button", onclick: () => { write(change); parts.box.input.focus(); } }, text);
+  const ways = [
+    state.where.length > 0 && button("Clear the filters", { ...state, where: [] }),
+    button("Clear the search", { level: state.level }),
+  ];
+  if (error.slug !== "model-not-found" || !state.like) return errorState(error, null, ways);
+  announce(`${error.title}: ${state.like}`);
+  return nothing(error.title,
+    noSuchModel(state.like.replace(/#\d+$/, ""), error.near ?? [], (near) => href({ view: "model", model: near })),
+    h("p", { class: "notice-actions" }, ways, h("a", { class: "button", href: href({ view: "index" }) }, "All models")));
 }
 
 /** The body of POST /v1/search for a state. */
@@ -95,13 +105,7 @@ function build(root) {
   const results = h("section", { class: "results", "aria-label": "Results", "data-testid": "results" });
   const lead = h("p", { class: "lead" },
     "Write what a model should tell apart, or drop a photograph of it. Outputs are compared by their answers to the same photographs, whatever their labels and cards claim.");
-  replace(intro,
-    h("h2", null, "Try"),
-    h("ul", { class: "examples" }, EXAMPLES.map((example) => h("li", null,
-      h("a", { class: "example", href: href(example) },
-        example.q.join(example.level === "model" ? " + " : ", "),
-        example.level === "model" && h("span", { class: "fine" }, "one model for all"))))),
-    starters());
+  replace(intro, tries(), starters());
   replace(root,
     h("div", { class: "search-head" }, heading, lead),
     box.element,
@@ -110,6 +114,21 @@ function build(root) {
     intro,
     results);
   return { heading, box, filters, intro, results };
+}
+
+/** Searches to begin with, made of what the models of this index say that they tell apart. */
+function tries() {
+  const place = h("div", { class: "tries" });
+  examples().then((some) => {
+    if (some.length === 0) return place.remove();
+    return replace(place,
+      h("h2", null, "Try"),
+      h("ul", { class: "examples" }, some.map((example) => h("li", null,
+        h("a", { class: "example", href: href(example) },
+          example.q.map((text, i) => [i > 0 && " + ", bdi(text)]),
+          example.level === "model" && h("span", { class: "fine" }, "one model for all"))))));
+  }, () => place.remove()); // a search tells what is wrong
+  return place;
 }
 
 /** Some of the photographs that all outputs were shown, to start from; and how much there is to search. */

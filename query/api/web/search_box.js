@@ -89,7 +89,7 @@ export function searchBox() {
         images.map((image) => imageChip(image)),
         state.q.map((text, at) => textChip(text, at, input)));
       chips.hidden = chips.childElementCount === 0;
-      input.placeholder = chips.hidden ? "golden retriever, espresso, steam train …" : "";
+      input.placeholder = chips.hidden ? "what a model should recognise …" : "";
       for (const radio of radios) radio.checked = radio.value === state.level;
       const lost = state.images.length - images.length;
       note.hidden = !state.images.length;

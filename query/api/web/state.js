@@ -14,7 +14,7 @@ export const DEFAULTS = Object.freeze({
   scrolled: null, // how far down the page stood when it was left, for Back; in the history only
 });
 
-const MOST = { concepts: 100, where: 40, k: 1000 };
+const MOST = { concepts: 100, where: 20, k: 1000 };
 const listeners = new Set();
 
 const one = (value, allowed, otherwise) => (allowed.includes(value) ? value : otherwise);
