@@ -123,6 +123,7 @@ def test_status_for_programs(zoo: Path, capsys: pytest.CaptureFixture[str]) -> N
         (os.getpid(), 300, "the crawl hangs: process"),
         (2**22 + 5, 300, "ended without a word, its last sign of life was 5 min ago"),  # above Linux's largest
     ],
+    ids=["running", "hanging", "gone"],
 )
 def test_status_says_whether_a_crawl_runs(
     zoo: Path, capsys: pytest.CaptureFixture[str], pid: int, age_s: float, said: str
