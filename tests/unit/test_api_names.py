@@ -149,13 +149,14 @@ def test_names_of_any_rows_are_those_of_the_command_line(folder: Path, make: Cal
 def test_nothing_begins_before_names_are_wanted(folder: Path, make: Callable[..., Names]) -> None:
     encoder, generation = Encoder(), generation_of(folder)
     encoder.go.clear()
+    others = set(threading.enumerate())
     names = make(encoder)
     assert names.state.model_dump() == {"state": "preparing", "done": 0, "total": len(WORDS), "why": None}
     plain = asyncio.run(names.of_rows(generation, [0, 74], 0))
     assert [(output.output, output.label, output.concepts) for output in plain] == [(0, "word 0", ()), (0, None, ())]
     time.sleep(0.05)
     assert not encoder.asked
-    assert not [thread for thread in threading.enumerate() if thread.name == "hubhound-names"]
+    assert not {thread for thread in threading.enumerate() if thread.name == "hubhound-names"} - others
     early = asyncio.run(names.of_rows(generation, [0], 3))  # this begins it, and does not wait
     assert early[0].label == "word 0"
     assert early[0].concepts == ()
