@@ -183,7 +183,7 @@ def test_no_hub_there_passes(monkeypatch):
     "headers, least_s, most_s",
     [
         ({"Retry-After": "17"}, 17, 17),
-        ({"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=3600), usegmt=True)}, 3000, 3600),
+        ({"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=7200), usegmt=True)}, 3000, 7200),
         ({"RateLimit": '"api";r=0;t=55', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}, 55, 55),
         ({"Retry-After": "soon"}, None, None),
     ],
