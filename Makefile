@@ -15,10 +15,9 @@ $(VENV)/.ready: pyproject.toml
 demo: setup
 	$(BIN)/hubhound demo
 
-# What waits more than it computes runs two at a time, with a thread each: two that share busy cores crawl.
+# Two at a time, with a thread each: tests wait more than they compute, and two that share busy cores crawl.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/browser
-	$(BIN)/python -m pytest tests/integration
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
