@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,49 @@ class StoreHit:
     revision: str
     output: int
     score: float
+
+
+Part = Literal["outputs", "models", "profiles"]
+"""The collections of a store."""
+
+
+class StoredPoint(NamedTuple):
+    """A record as it lies in a store, to be copied verbatim.
+
+    Attributes:
+        id: A UUID.
+        payload: JSON, without what a server adds to search by (``points.SERVER_FIELDS``).
+        indices: Dimensions of the sparse vector, ascending; of outputs only, like the next two.
+        values: Its values, each a float32.
+        dense: The dense vector, each a float32.
+    """
+
+    id: str
+    payload: dict[str, Any]
+    indices: list[int]
+    values: list[float]
+    dense: list[float]
+
+
+@dataclass(frozen=True)
+class StoreFilter:
+    """Conditions that a server applies: an output is allowed if one of its holders satisfies all of them.
+
+    The holders of an output are its model and the copies of that. While facts of models change, a server may let
+    through an output too many, never one too few: look at the records of what it answers.
+
+    Attributes:
+        texts: Allowed values in lower case by field, any of them: ``model``, ``library``, ``licence``,
+            ``architecture``.
+        max_parameters: Most parameters; models whose number is unknown are not allowed. None: no condition.
+        min_downloads: Fewest downloads; likewise.
+        labelled: Outputs with a declared label, or those without. None: no condition.
+    """
+
+    texts: Mapping[str, tuple[str, ...]]
+    max_parameters: float | None = None
+    min_downloads: float | None = None
+    labelled: bool | None = None
 
 
 class DescriptorStore(abc.ABC):
@@ -107,6 +150,32 @@ class DescriptorStore(abc.ABC):
         """Number of outputs stored, including any that no model's record claims."""
 
     @abc.abstractmethod
+    def count(self, part: Part) -> int:
+        """Number of records that :meth:`stored` would yield."""
+
+    @abc.abstractmethod
+    def stored(self, part: Part, after: str | None = None, repos: Sequence[str] | None = None) -> Iterator[StoredPoint]:
+        """The records of one collection as they are, by ascending id.
+
+        What a server adds to search by is left out, so that two stores with the same content yield the same.
+
+        Args:
+            part: Which collection.
+            after: Only ids greater than this one.
+            repos: Only records of these repositories, of outputs and models; None for all.
+        """
+
+    @abc.abstractmethod
+    def restore(self, part: Part, points: Sequence[StoredPoint]) -> None:
+        """Writes what :meth:`stored` of this or another store yielded, verbatim; acknowledged when it returns.
+
+        Writing it again changes nothing. Write outputs before models, as when indexing.
+
+        Raises:
+            StoreError: It cannot be written, or a point is not of that part.
+        """
+
+    @abc.abstractmethod
     def upsert_knowledge(self, records: Sequence[Known]) -> None:
         """Writes tasks, profiles and performance, each in place of what has its id; acknowledged when it returns.
 
@@ -161,13 +230,44 @@ class DescriptorStore(abc.ABC):
 
     @abc.abstractmethod
     def query_local(
-        self, indices: npt.NDArray[np.uint32], values: npt.NDArray[np.float32], limit: int
+        self,
+        indices: npt.NDArray[np.uint32],
+        values: npt.NDArray[np.float32],
+        limit: int,
+        threshold: float | None = None,
     ) -> list[StoreHit]:
-        """Largest inner products of a sparse query with the scaled linear form (the local part)."""
+        """Largest inner products of a sparse query with the scaled linear form (the local part).
+
+        Args:
+            indices: Dimensions of the query (``records.local_query``).
+            values: Their values.
+            limit: Most hits.
+            threshold: Only scores above it, None for all. Scores are float32 and so is the comparison: an output whose
+                margin is within rounding (1e-4) of the threshold may be on either side of it.
+        """
 
     @abc.abstractmethod
     def query_global(self, vector: npt.NDArray[np.float32], limit: int) -> list[StoreHit]:
         """Largest inner products of a dense query ``[d + 1]`` with ``records.global_documents`` (the global part)."""
+
+    @abc.abstractmethod
+    def global_scores(self, hits: Sequence[StoreHit], vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The scores that :meth:`query_global` gives known outputs, float32, in the order of the hits.
+
+        An output that is no longer there has the score -inf.
+        """
+
+    @abc.abstractmethod
+    def rows(self, hits: Sequence[StoreHit], anchors: bool = True) -> list[OutputTable]:
+        """Some outputs as they were written, as :meth:`outputs` reads them back.
+
+        Args:
+            hits: Which outputs; those that are no longer there are left out.
+            anchors: Read the anchors, too; without them the tables' ``anchor`` is ``[m, 0]``.
+
+        Returns:
+            A table a model and revision, ordered by them, with its outputs ascending.
+        """
 
     @abc.abstractmethod
     def optimize(self) -> None:

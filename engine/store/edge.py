@@ -11,8 +11,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,25 +23,20 @@ import numpy.typing as npt
 import qdrant_edge as qe
 from filelock import FileLock, Timeout
 
-from engine.errors import IndexLockedError, IndexMismatchError, IndexMissingError, StoreError
+from engine.errors import IndexLockedError, IndexMissingError, StoreError
 from engine.outputs import OutputTable
 from engine.schema import Model
 from engine.store import records
-from engine.store.base import DescriptorStore, StoreHit, StoreLayout
+from engine.store.base import DescriptorStore, Part, StoredPoint, StoreHit, StoreLayout
+from engine.store.edge_config import LAYOUT_FILE, outputs_config, plain_config, read_layout, write_layout
 from engine.store.knowledge import MODEL, Known, known_batches, known_order, known_record
+from engine.store.points import check_points, plain_payload, stored_output
 from engine.store.shard import Shard, engine_errors
 
-_FORMAT = 1
-_LAYOUT_FILE = "layout.json"
 _LOCK_FILE = "write.lock"
 
 _BATCH = 200
 """Outputs in one operation: with its log entry of 0.7 MB (d = 384) it fits a segment of the log."""
-
-_INDEX_FROM_KB = 64_000
-"""Size of the vectors of a segment from which its sparse index is written to disk: 40,000 outputs at d = 384. Below,
-the index is made in memory on opening, within a second; on disk its short lists would take 850 bytes an
-output, above they pack into 550 to 600."""
 
 
 class EdgeStore(DescriptorStore):
@@ -83,14 +76,14 @@ class EdgeStore(DescriptorStore):
         with engine_errors("create", path):
             path.mkdir(parents=True, exist_ok=True)
         with _locked(path) as held:
-            if (path / _LAYOUT_FILE).exists():
+            if (path / LAYOUT_FILE).exists():
                 raise StoreError(f"there is a store in {path} already: open it, or remove the folder first", path)
-            models = Shard.create(path / "models", _models_config())
+            models = Shard.create(path / "models", plain_config())
             held.callback(models.close)
-            outputs = Shard.create(path / "outputs", _outputs_config(layout), indexed=records.REPO)
+            outputs = Shard.create(path / "outputs", outputs_config(layout), indexed=records.REPO)
             held.callback(outputs.close)
             with engine_errors("create", path):
-                _write_layout(path / _LAYOUT_FILE, layout)
+                write_layout(path / LAYOUT_FILE, layout)
             return cls(path, layout, outputs, models, None, held.pop_all())
 
     @classmethod
@@ -106,10 +99,10 @@ class EdgeStore(DescriptorStore):
             StoreError: It is damaged, or the folder cannot be written.
         """
         path = Path(path)
-        if not (path / _LAYOUT_FILE).exists():
+        if not (path / LAYOUT_FILE).exists():
             raise IndexMissingError(path)
         with _locked(path) as held:
-            layout = _read_layout(path / _LAYOUT_FILE)
+            layout = read_layout(path / LAYOUT_FILE)
             models = Shard.open(path / "models")
             held.callback(models.close)
             outputs = Shard.open(path / "outputs")
@@ -184,6 +177,53 @@ class EdgeStore(DescriptorStore):
         outputs, _ = self._open()
         return outputs.count()
 
+    def count(self, part: Part) -> int:
+        """See :meth:`DescriptorStore.count`."""
+        shard = self._shard(part)
+        return 0 if shard is None else shard.count()
+
+    def stored(self, part: Part, after: str | None = None, repos: Sequence[str] | None = None) -> Iterator[StoredPoint]:
+        """See :meth:`DescriptorStore.stored`."""
+        shard = self._shard(part)
+        if shard is None:
+            return
+        any_of = None if repos is None else [qe.FieldCondition(key=records.REPO, match=qe.MatchAny(list(repos)))]
+        where = None if any_of is None else qe.Filter(must=any_of)  # type: ignore[arg-type]
+        for record in shard.scroll(where, payload=True, vectors=part == "outputs", start=after):
+            if str(record.id) == after:
+                continue
+            if part == "outputs":
+                local = record.vector[records.LOCAL]
+                yield stored_output(
+                    str(record.id), record.payload, local.indices, local.values, record.vector[records.GLOBAL]
+                )
+            else:
+                yield StoredPoint(str(record.id), plain_payload(record.payload), [], [], [])
+
+    def restore(self, part: Part, points: Sequence[StoredPoint]) -> None:
+        """See :meth:`DescriptorStore.restore`."""
+        self._open()
+        check_points(part, points, self._path)
+        if points and part == "profiles" and self._profiles is None:
+            self._profiles = self._create_profiles()
+        shard = self._shard(part)
+        for start in range(0, len(points), _BATCH):
+            some = points[start : start + _BATCH]
+            with engine_errors("write to", self._path):
+                made = [
+                    _point(records.OutputPoint(p.id, p.indices, p.values, p.dense, p.payload))
+                    if part == "outputs"
+                    else qe.Point(p.id, {}, p.payload)
+                    for p in some
+                ]
+            if shard is not None:
+                size_bytes = sum(16 * len(p.indices) + 4 * len(p.dense) + len(str(p.payload)) for p in some)
+                shard.upsert(made, size_bytes)
+
+    def _shard(self, part: Part) -> Shard | None:
+        outputs, models = self._open()
+        return {"outputs": outputs, "models": models, "profiles": self._profiles}[part]
+
     def upsert_knowledge(self, records: Sequence[Known]) -> None:
         """See :meth:`DescriptorStore.upsert_knowledge`."""
         self._open()
@@ -214,20 +254,26 @@ class EdgeStore(DescriptorStore):
         new, path = self._path / "profiles.new", self._path / "profiles"
         with engine_errors("create", path):
             shutil.rmtree(new, ignore_errors=True)
-            Shard.create(new, _models_config(), indexed=MODEL).close()
+            Shard.create(new, plain_config(), indexed=MODEL).close()
             new.rename(path)
         shard = Shard.open(path)
         self._held.callback(shard.close)
         return shard
 
     def query_local(
-        self, indices: npt.NDArray[np.uint32], values: npt.NDArray[np.float32], limit: int
+        self,
+        indices: npt.NDArray[np.uint32],
+        values: npt.NDArray[np.float32],
+        limit: int,
+        threshold: float | None = None,
     ) -> list[StoreHit]:
         """See :meth:`DescriptorStore.query_local`."""
         outputs, _ = self._open()
-        vector = qe.SparseVector(indices.tolist(), values.tolist())
-        found = outputs.query(qe.Query.Nearest(vector, using=records.LOCAL), records.HIT_FIELDS, limit)
-        return records.hits((point.payload, point.score) for point in found)
+        query = qe.Query.Nearest(qe.SparseVector(indices.tolist(), values.tolist()), using=records.LOCAL)
+        bound = None if threshold is None else records.just_below(threshold)
+        found = outputs.query(query, records.HIT_FIELDS, limit, threshold=bound)
+        hits = records.hits((point.payload, point.score) for point in found)
+        return hits if threshold is None else [hit for hit in hits if hit.score > np.float32(threshold)]
 
     def query_global(self, vector: npt.NDArray[np.float32], limit: int) -> list[StoreHit]:
         """See :meth:`DescriptorStore.query_global`."""
@@ -235,6 +281,27 @@ class EdgeStore(DescriptorStore):
         query = qe.Query.Nearest(vector.tolist(), using=records.GLOBAL)
         found = outputs.query(query, records.HIT_FIELDS, limit, exact=True)
         return records.hits((point.payload, point.score) for point in found)
+
+    def global_scores(self, hits: Sequence[StoreHit], vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """See :meth:`DescriptorStore.global_scores`."""
+        outputs, _ = self._open()
+        ids = records.hit_ids(hits)
+        query = qe.Query.Nearest(vector.tolist(), using=records.GLOBAL)
+        # No ids are no condition to the engine, which would then score everything.
+        found = outputs.query(query, [], len(ids), exact=True, ids=ids) if ids else []
+        scores = {str(point.id): point.score for point in found}
+        return np.array([scores.get(point_id, -np.inf) for point_id in ids], np.float32)
+
+    def rows(self, hits: Sequence[StoreHit], anchors: bool = True) -> list[OutputTable]:
+        """See :meth:`DescriptorStore.rows`."""
+        outputs, _ = self._open()
+        ids = list(dict.fromkeys(records.hit_ids(hits)))
+        found = outputs.retrieve_all(ids, records.ROW_FIELDS, [records.GLOBAL] if anchors else [])
+        with engine_errors("read", self._path):
+            stored = (
+                records.StoredOutput(point.payload, point.vector[records.GLOBAL] if anchors else []) for point in found
+            )
+            return records.output_tables(stored, self.layout)
 
     def optimize(self) -> None:
         """See :meth:`DescriptorStore.optimize`.
@@ -262,33 +329,6 @@ class EdgeStore(DescriptorStore):
     def _all(self) -> list[Shard]:
         profiles = [] if self._profiles is None else [self._profiles]
         return [*profiles, *self._open()]
-
-
-def _outputs_config(layout: StoreLayout) -> qe.EdgeConfig:
-    # Everything that can be large stays on disk (Cold: memory-mapped, without read-ahead): an indexer that opens an
-    # index of a million outputs must not load gigabytes, and searches go to the snapshot.
-    # No graph over the dense vectors (m = 0): it takes minutes to build, and a graph over raw inner products of vectors
-    # of such different lengths silently misses most of the best.
-    dense = qe.EdgeVectorParams(
-        size=layout.dimension + 1,
-        distance=qe.Distance.Dot,
-        memory=qe.Memory.Cold,
-        hnsw_config=qe.HnswIndexConfig(m=0, ef_construct=4, full_scan_threshold=10_000),
-    )
-    # float32: halving the weights loses one per cent of the true top hits.
-    sparse = qe.EdgeSparseVectorParams(memory=qe.Memory.Cold, datatype=qe.VectorStorageDatatype.Float32)
-    return qe.EdgeConfig(
-        vectors={records.GLOBAL: dense},
-        sparse_vectors={records.LOCAL: sparse},
-        payload_memory=qe.Memory.Cold,
-        id_tracker_memory=qe.Memory.Cold,
-        optimizers=qe.EdgeOptimizersConfig(indexing_threshold=_INDEX_FROM_KB),
-    )
-
-
-def _models_config() -> qe.EdgeConfig:
-    # The engine insists on a vector; this one stays empty.
-    return qe.EdgeConfig(sparse_vectors={"none": qe.EdgeSparseVectorParams()}, payload_memory=qe.Memory.Cold)
 
 
 def _equals(field: str, value: str) -> Any:  # the stubs' lists of conditions are invariant
@@ -324,24 +364,3 @@ def _locked(path: Path) -> Iterator[ExitStack]:
                 raise IndexLockedError(path) from error
         held.callback(lock.release)
         yield held
-
-
-def _write_layout(file: Path, layout: StoreLayout) -> None:
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump({"format": _FORMAT, **dataclasses.asdict(layout)}, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(file)
-
-
-def _read_layout(file: Path) -> StoreLayout:
-    with engine_errors("open", file.parent):
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        found = stored.pop("format")
-        if found != _FORMAT:
-            message = (
-                f"the store in {file.parent} has format {found}, this version reads {_FORMAT}: index its models again"
-            )
-            raise IndexMismatchError(message, "store format", _FORMAT, found)
-        return StoreLayout(**stored)

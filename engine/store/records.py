@@ -61,6 +61,8 @@ HIT_FIELDS = [REPO, REVISION, OUTPUT]
 TABLE_FIELDS = [OUTPUT, LABEL, EXACT]
 """Payload fields that an :class:`OutputTable` of a known model is read back from."""
 
+ROW_FIELDS = [REPO, REVISION, *TABLE_FIELDS]
+"""Payload fields that outputs of any models are read back from."""
 _CONSTANTS = ("h_uniform", "h", "s", "g", "q", "g_white", "q_white", "prior")
 
 Float64Array = npt.NDArray[np.float64]
@@ -259,7 +261,8 @@ def output_table(repo: str, revision: str, stored: Iterable[StoredOutput], layou
         layout: Of the store.
 
     Returns:
-        The table by ascending output, None if there are no points.
+        The table by ascending output, None if there are no points. Points without dense vectors give a table whose
+        anchors have no columns.
 
     Raises:
         ValueError: A point is not what this module wrote.
@@ -290,6 +293,19 @@ def output_table(repo: str, revision: str, stored: Iterable[StoredOutput], layou
     )
 
 
+def output_tables(stored: Iterable[StoredOutput], layout: StoreLayout) -> list[OutputTable]:
+    """The outputs of several models, from points with :data:`ROW_FIELDS` in any order.
+
+    Returns:
+        A table a model and revision, ordered by them; see :func:`output_table`.
+    """
+    groups: dict[tuple[str, str], list[StoredOutput]] = {}
+    for point in stored:
+        groups.setdefault((point.payload[REPO], point.payload[REVISION]), []).append(point)
+    made = (output_table(*names, points, layout) for names, points in sorted(groups.items(), key=lambda item: item[0]))
+    return [table for table in made if table is not None]
+
+
 def model_payload(model: Model) -> dict[str, Any]:
     """A model's record as a JSON object; what is None is left out."""
     payload: dict[str, Any] = model.model_dump(mode="json", exclude_none=True)
@@ -304,6 +320,19 @@ def model_record(payload: Mapping[str, Any]) -> Model:
 def model_point_id(repo: str) -> str:
     """The id of a repository's model record."""
     return Model(repo=repo, revision="").point_id
+
+
+def just_below(threshold: float) -> float:
+    """The greatest float32 below a threshold.
+
+    Whether a score that equals the threshold passes differs between engines; so those are asked for, and compared here.
+    """
+    return float(np.nextafter(np.float32(threshold), np.float32(-np.inf)))
+
+
+def hit_ids(found: Iterable[StoreHit]) -> list[str]:
+    """The ids of the outputs that hits name, in their order."""
+    return [output_point_id(hit.repo, hit.revision, hit.output) for hit in found]
 
 
 def hits(scored: Iterable[tuple[Mapping[str, Any], float]]) -> list[StoreHit]:

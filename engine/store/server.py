@@ -1,252 +1,365 @@
-"""The store on a Qdrant server or cluster: the same records as the embedded one in three collections.
+"""The store on a Qdrant server or cluster: the same records as the embedded one, in three collections.
 
-``NAME_outputs`` has a point an output (:mod:`engine.store.records`), ``NAME_models`` a point a model. The layout is
-metadata of ``NAME_models``, which is created last, so that a store is complete when it has one. ``NAME_profiles`` has a
-point a task, profile or performance (:mod:`engine.store.knowledge`); it is made with the first of them.
+``NAME_outputs`` has a point an output (:mod:`engine.store.records`), ``NAME_models`` a point a model
+(:mod:`engine.store.server_models`), ``NAME_profiles`` a point a task, profile or performance
+(:mod:`engine.store.knowledge`); how they are made stands in :mod:`engine.store.server_config`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
-from qdrant_client.http.exceptions import ResponseHandlingException
 
-from engine.errors import HubhoundError, IndexMismatchError, IndexMissingError, StoreError
+from engine.errors import HubhoundError, IndexMismatchError, IndexMissingError, StoreError, one_line
 from engine.outputs import OutputTable
 from engine.schema import Model
 from engine.store import records
-from engine.store.base import DescriptorStore, StoreHit, StoreLayout
-from engine.store.knowledge import MODEL, Known, known_batches, known_order, known_record
+from engine.store.address import connect
+from engine.store.base import DescriptorStore, Part, StoredPoint, StoreFilter, StoreHit, StoreLayout
+from engine.store.knowledge import Known, known_batches, known_order, known_record
+from engine.store.patience import Pace, Patience, patience_with
+from engine.store.points import HOLDERS, LABELLED, REMOVED, check_points, plain_payload, stored_output
+from engine.store.server_client import Collections, equal_all, equals
+from engine.store.server_config import (
+    FORMAT,
+    OUR_MARK,
+    PARTS,
+    ServerChoices,
+    StoreFacts,
+    new_metadata,
+    outputs_options,
+    plain_options,
+    read_metadata,
+)
+from engine.store.server_models import Change, ModelRecords
+from engine.store.server_query import OutputQueries, server_filter
 
-_FORMAT = 1
+__all__ = ["Change", "ServerChoices", "ServerStore", "connect"]
+
+T = TypeVar("T")
 
 _BATCH = 200
-"""Outputs in one request: about 2 MB of JSON at d = 384, a server takes 32."""
-
+"""Outputs in one request at best: about 2 MB of JSON at d = 384, a server takes 32."""
 _PAGE = 1000
-"""Records in one answer."""
-
-
-def connect(url: str, api_key: str | None = None, timeout_s: int = 60) -> QdrantClient:
-    """A client for a server; whether it answers shows with the first request.
-
-    Args:
-        url: ``http(s)://host:port``.
-        api_key: If the server wants one.
-        timeout_s: Of one request.
-    """
-    # The client's own version check runs in a thread and can only warn; a request fails with a clear error.
-    return QdrantClient(url=url, api_key=api_key, timeout=timeout_s, check_compatibility=False)
+"""Records in one answer at best."""
 
 
 class ServerStore(DescriptorStore):
     """The store on a server; made by :meth:`create` or :meth:`open`. It closes its client.
 
-    Writers are not kept apart: two may write different models at once, the points of one model are the same whoever
-    writes them.
+    Several may write at once: the points of one model are the same whoever writes them, and the records of models are
+    numbered so that no change escapes who follows them (:mod:`engine.store.server_models`).
 
     Args:
         client: Of the server.
         name: Prefix of its collections.
-        layout: What its vectors are made of.
+        facts: What the metadata say.
+        patience: With the server.
     """
 
-    def __init__(self, client: QdrantClient, name: str, layout: StoreLayout) -> None:
-        self.layout = layout
-        self._client = client
-        self._name = name
-        self._outputs, self._models, self._profiles = f"{name}_outputs", f"{name}_models", f"{name}_profiles"
-        self._where = str(client.init_options.get("url") or client.init_options.get("path") or "this process")
+    def __init__(self, client: QdrantClient, name: str, facts: StoreFacts, patience: Patience) -> None:
+        self.layout = facts.layout
+        self.identity = facts.identity
+        self.client = client
+        self.name = name
+        self._patience = patience
+        self._on = Collections(client, name, patience)
+        self._records = ModelRecords(self._on)
+        self._queries = OutputQueries(self._on, facts.layout)
+        self._batch = Pace(_BATCH)
+        self._page = Pace(_PAGE)
 
     @classmethod
-    def create(cls, client: QdrantClient, name: str, layout: StoreLayout) -> Self:
+    def create(
+        cls,
+        client: QdrantClient,
+        name: str,
+        layout: StoreLayout,
+        choices: ServerChoices | None = None,
+        patience: Patience | None = None,
+    ) -> Self:
         """Makes the collections of an empty store.
 
         Args:
             client: Of the server.
             name: Prefix of the collections.
             layout: What its vectors are made of.
+            choices: How they are spread over a cluster.
+            patience: With the server, None for what the environment says.
 
         Raises:
-            StoreError: There is such a store already, or the server refused or did not answer.
+            StoreError: There is such a store already, a collection of that name is another project's, or the server
+                refused or did not answer.
         """
-        store = cls(client, name, layout)
-        with store._errors("create"):
-            if client.collection_exists(store._models):
+        patience = patience or patience_with(client, name)
+        choices = choices or ServerChoices()
+        choices.check(patience.where)
+        on = Collections(client, name, patience)
+        if on.exists("models", "create"):
+            read_metadata(on.metadata("models", "create"), name, patience.where)
+            raise on.taken()
+        if not on.remove_leftover("outputs", layout.dimension + 1):
+            made = on.create("outputs", outputs_options(layout), choices, {OUR_MARK: "outputs"})
+            if made and not on.metadata("outputs", "create"):
+                patience.call("create", lambda: client.delete_collection(on.of("outputs")))
                 raise StoreError(
-                    f"there is a store {name} on the server already: open it, or delete it first", store._where
+                    f"the Qdrant server at {patience.where} is too old: it must be 1.16 or newer", patience.where
                 )
-            for left in (store._outputs, store._profiles):  # by an interrupted creation, or of a deleted store
-                if client.collection_exists(left):
-                    client.delete_collection(left)
-            # As in the embedded store: no graph, it would silently miss most of the best inner products.
-            dense = qm.VectorParams(
-                size=layout.dimension + 1,
-                distance=qm.Distance.DOT,
-                on_disk=True,
-                hnsw_config=qm.HnswConfigDiff(m=0),
-            )
-            sparse = qm.SparseVectorParams(index=qm.SparseIndexParams(on_disk=True, datatype=qm.Datatype.FLOAT32))
-            client.create_collection(
-                store._outputs,
-                vectors_config={records.GLOBAL: dense},
-                sparse_vectors_config={records.LOCAL: sparse},
-            )
-            store._create_tenant_index(store._outputs, records.REPO)
-            metadata = {"format": _FORMAT, **dataclasses.asdict(layout)}
-            client.create_collection(store._models, vectors_config={}, sparse_vectors_config=_none(), metadata=metadata)
-            if client.get_collection(store._models).config.metadata != metadata:
-                client.delete_collection(store._models)
-                raise StoreError(
-                    f"the Qdrant server at {store._where} is too old: it must be 1.16 or newer", store._where
-                )
-        return store
+        else:
+            on.index_payload("outputs")
+        for part in ("profiles", "files", "joint"):
+            on.remove_leftover(part)
+        metadata = new_metadata(layout)
+        on.create("models", plain_options(), _one_shard(choices), metadata)
+        facts = read_metadata(on.metadata("models", "create"), name, patience.where)
+        if facts.identity != metadata["identity"]:  # another creation was quicker
+            raise on.taken()
+        return cls(client, name, facts, patience)
 
     @classmethod
-    def open(cls, client: QdrantClient, name: str) -> Self:
+    def open(cls, client: QdrantClient, name: str, patience: Patience | None = None) -> Self:
         """Opens a store.
 
         Args:
             client: Of the server.
             name: Prefix of the collections.
+            patience: With the server, None for what the environment says.
 
         Raises:
             IndexMissingError: There is no such store.
             IndexMismatchError: Another version of the code made it.
-            StoreError: The server refused or did not answer.
+            StoreError: The collections are another project's, or the server refused or did not answer.
         """
-        store = cls(client, name, StoreLayout(0, 0, 0))
-        with store._errors("open"):
-            if not client.collection_exists(store._models):
-                raise IndexMissingError(f"{store._where}/{name}")
-            metadata = dict(client.get_collection(store._models).config.metadata or {})
-            found = metadata.pop("format", None)
-            if found != _FORMAT:
-                message = f"the store {name} has format {found}, this version reads {_FORMAT}: index its models again"
-                raise IndexMismatchError(message, "store format", _FORMAT, found)
-            return cls(client, name, StoreLayout(**metadata))
+        patience = patience or patience_with(client, name)
+        on = Collections(client, name, patience)
+        if not on.exists("models"):
+            raise IndexMissingError(f"{patience.where}/{name}")
+        facts = read_metadata(on.metadata("models"), name, patience.where)
+        if facts.format != FORMAT:
+            message = (
+                f"the index {name} at {patience.where} has format {facts.format}, this version needs {FORMAT}: "
+                "run 'hubhound index migrate --index' with its address"
+            )
+            raise IndexMismatchError(message, "store format", FORMAT, facts.format)
+        on.index_payload("models")  # what a creation that was killed at the very end left to do
+        return cls(client, name, facts, patience)
+
+    def destroy(self) -> None:
+        """Deletes all collections of the index from the server, whatever they hold; those of others stay."""
+        for part in PARTS:
+            self._on.delete(part)
+
+    def call(self, doing: str, request: Callable[[], T]) -> T:
+        """The answer to a request of one's own to this server, repeated until there is one.
+
+        Args:
+            doing: What is being done, to read as "cannot DOING the index NAME at URL".
+            request: Uses :attr:`client`; it may be executed any number of times.
+
+        Raises:
+            StoreError: It was refused, or failed for longer than the deadline; one line.
+        """
+        return self._patience.call(doing, request)
 
     def upsert_outputs(self, table: OutputTable) -> None:
-        """See :meth:`DescriptorStore.upsert_outputs`."""
-        with self._errors("write to"):
+        """See :meth:`DescriptorStore.upsert_outputs`.
+
+        Outputs that are written again keep their holders, if the model's record is there already.
+        """
+        try:
             records.check_table(table, self.layout)
-            for start in range(0, len(table), _BATCH):
-                points = [
-                    qm.PointStruct(
-                        id=point.id,
-                        vector={
-                            records.LOCAL: qm.SparseVector(indices=point.indices, values=point.values),
-                            records.GLOBAL: point.dense,
-                        },
-                        payload=point.payload,
-                    )
-                    for point in records.output_points(table, self.layout, slice(start, start + _BATCH))
-                ]
-                self._client.upsert(self._outputs, points, wait=True)
+        except ValueError as error:
+            raise StoreError(f"cannot write to the index {self.name}: {one_line(str(error))}", self._where) from error
+        made = self._records.holders_of([table.repo]).get(table.repo) if len(table) else None
+        holders = made[1] if made is not None and made[0] == table.revision else None
+        for start in range(0, len(table), _BATCH):
+            points = [
+                _output_point(StoredPoint(p.id, p.payload, p.indices, p.values, p.dense), holders)
+                for p in records.output_points(table, self.layout, slice(start, start + _BATCH))
+            ]
+            self._on.put("outputs", points, self._batch)
 
     def upsert_model(self, model: Model) -> None:
         """See :meth:`DescriptorStore.upsert_model`."""
-        with self._errors("write to"):
-            point = qm.PointStruct(id=model.point_id, vector={}, payload=records.model_payload(model))
-            self._client.upsert(self._models, [point], wait=True)
+        self._records.write({model.repo: records.model_payload(model)})
 
     def models(self) -> list[Model]:
         """See :meth:`DescriptorStore.models`."""
-        return self._records(None)
+        return sorted(self._records.scroll(), key=lambda model: model.repo)
 
     def model(self, repo: str) -> Model | None:
         """See :meth:`DescriptorStore.model`."""
-        with self._errors("read"):
-            found = self._client.retrieve(self._models, [records.model_point_id(repo)], with_payload=True)
-            return records.model_record(found[0].payload or {}) if found else None
+        return self._records.of([repo]).get(repo)
+
+    def records_of(self, repos: Sequence[str]) -> dict[str, Model]:
+        """The records of some repositories in few requests, without those that have none."""
+        return self._records.of(repos)
 
     def copies(self, repo: str) -> list[Model]:
         """See :meth:`DescriptorStore.copies`."""
-        return self._records(_filter({records.COPY_OF: repo}))
+        return list(self._records.copies_of([repo]).get(repo, ()))
 
-    def _records(self, where: qm.Filter | None) -> list[Model]:
-        with self._errors("read"):
-            found = [records.model_record(r.payload or {}) for r in self._scroll(self._models, where, True, False)]
-        return sorted(found, key=lambda model: model.repo)
+    def copies_of(self, repos: Sequence[str]) -> dict[str, tuple[Model, ...]]:
+        """The records that name some repositories as their original, by original; those without are left out."""
+        return self._records.copies_of(repos)
+
+    def calibrated_otherwise(self, fingerprint: str) -> bool:
+        """Whether there are outputs whose constants were made with another background.
+
+        Args:
+            fingerprint: Of the background.
+        """
+        return self._records.calibrated_otherwise(fingerprint)
+
+    def newest(self) -> int:
+        """The largest number of a change, 0 if nothing ever was written."""
+        return self._records.newest()
+
+    def changes(self, since: int) -> Iterator[Change]:
+        """The models that changed since a number, by ascending number; see :class:`Change`."""
+        return self._records.changes(since)
 
     def outputs(self, repo: str, revision: str) -> OutputTable | None:
         """See :meth:`DescriptorStore.outputs`."""
-        where = qm.Filter(must=[_equals(records.REPO, repo), _equals(records.REVISION, revision)])
-        with self._errors("read"):
-            return records.output_table(repo, revision, self._stored(where), self.layout)
+        return next(self._queries.outputs_of([Model(repo=repo, revision=revision)]), None)
+
+    def outputs_of(self, models: Sequence[Model]) -> Iterator[OutputTable]:
+        """The outputs of many models in few requests, one table a model in the order given.
+
+        Models whose revision is gone are left out.
+        """
+        return self._queries.outputs_of(models)
+
+    def iter_outputs(self, models: Sequence[Model]) -> Iterator[OutputTable]:
+        """See :meth:`DescriptorStore.iter_outputs`."""
+        return self._queries.outputs_of(models)
 
     def delete_outputs(self, repo: str, keep_revision: str | None = None) -> None:
         """See :meth:`DescriptorStore.delete_outputs`."""
-        kept: list[qm.Condition] = [] if keep_revision is None else [_equals(records.REVISION, keep_revision)]
-        where = qm.Filter(must=[_equals(records.REPO, repo)], must_not=kept)
-        with self._errors("write to"):
-            self._client.delete(self._outputs, qm.FilterSelector(filter=where), wait=True)
+        kept: list[qm.Condition] = [] if keep_revision is None else [equals(records.REVISION, keep_revision)]
+        self._on.remove("outputs", qm.Filter(must=[equals(records.REPO, repo)], must_not=kept))
 
     def delete_model(self, repo: str) -> None:
-        """See :meth:`DescriptorStore.delete_model`."""
-        with self._errors("write to"):
-            self._client.delete(self._models, qm.PointIdsList(points=[records.model_point_id(repo)]), wait=True)
+        """See :meth:`DescriptorStore.delete_model`. A record stays that says that the model is gone."""
+        if self.model(repo) is None:
+            self._records.mend(repo)
+        else:
+            self._records.write({repo: None})
 
-    def count_outputs(self) -> int:
-        """See :meth:`DescriptorStore.count_outputs`."""
-        with self._errors("read"):
-            return self._client.count(self._outputs, exact=True).count
+    def count_outputs(self, where: StoreFilter | None = None) -> int:
+        """See :meth:`DescriptorStore.count_outputs`; ``where`` counts the outputs that satisfy conditions."""
+        return self._on.count("outputs", server_filter(where))
+
+    def count(self, part: Part) -> int:
+        """See :meth:`DescriptorStore.count`."""
+        if part == "models":
+            return self._records.count()
+        return self._on.count(part) if part != "profiles" or self._on.exists(part, "read") else 0
+
+    def stored(self, part: Part, after: str | None = None, repos: Sequence[str] | None = None) -> Iterator[StoredPoint]:
+        """See :meth:`DescriptorStore.stored`."""
+        if part == "profiles" and not self._on.exists(part, "read"):
+            return
+        where = None
+        if repos is not None:
+            where = qm.Filter(must=[qm.FieldCondition(key=records.REPO, match=qm.MatchAny(any=list(repos)))])
+        for record in self._on.scroll(part, where, True, part == "outputs", self._page, after):
+            if part == "outputs":
+                vectors: Any = record.vector
+                local = vectors[records.LOCAL]
+                yield stored_output(
+                    str(record.id), record.payload, local.indices, local.values, vectors[records.GLOBAL]
+                )
+            elif not (record.payload or {}).get(REMOVED):
+                yield StoredPoint(str(record.id), plain_payload(record.payload), [], [], [])
+
+    def restore(self, part: Part, points: Sequence[StoredPoint]) -> None:
+        """See :meth:`DescriptorStore.restore`."""
+        if not points:
+            return
+        check_points(part, points, self._where)
+        if part == "models":
+            self._records.write({point.payload["repo"]: point.payload for point in points})
+        elif part == "profiles":
+            self._need_profiles()
+            self._on.put(part, [qm.PointStruct(id=p.id, vector={}, payload=p.payload) for p in points], self._page)
+        else:
+            made = self._records.holders_of({point.payload[records.REPO] for point in points})
+            with_holders = []
+            for point in points:
+                revision, holders = made.get(point.payload[records.REPO], ("", []))
+                current = revision == point.payload[records.REVISION]
+                with_holders.append(_output_point(point, holders if current else None))
+            self._on.put(part, with_holders, self._batch)
 
     def upsert_knowledge(self, records: Sequence[Known]) -> None:
         """See :meth:`DescriptorStore.upsert_knowledge`."""
-        with self._errors("write to"):
-            for made, _ in known_batches(records):
-                if not self._has_profiles():
-                    self._create_profiles()
-                points = [qm.PointStruct(id=point_id, vector={}, payload=payload) for point_id, payload in made]
-                self._client.upsert(self._profiles, points, wait=True)
+        for i, (made, _) in enumerate(known_batches(records)):
+            if i == 0:
+                self._need_profiles()
+            points = [qm.PointStruct(id=point_id, vector={}, payload=payload) for point_id, payload in made]
+            self._on.put("profiles", points, self._page)
 
     def _knowledge(self, where: Mapping[str, str]) -> list[Known]:
-        with self._errors("read"):
-            if not self._has_profiles():
-                return []
-            stored = self._scroll(self._profiles, _filter(where), True, False)
-            return sorted((known_record(record.payload or {}) for record in stored), key=known_order)
+        if not self._on.exists("profiles", "read"):
+            return []
+        stored = self._on.scroll("profiles", equal_all(where), True, False, self._page)
+        return sorted((known_record(record.payload or {}) for record in stored), key=known_order)
 
     def _delete_knowledge(self, where: Mapping[str, str]) -> None:
-        with self._errors("write to"):
-            if self._has_profiles():
-                self._client.delete(self._profiles, qm.FilterSelector(filter=_filter(where)), wait=True)
+        if self._on.exists("profiles", "write to"):
+            self._on.remove("profiles", equal_all(where))
 
-    def _has_profiles(self) -> bool:
-        return self._client.collection_exists(self._profiles)
-
-    def _create_profiles(self) -> None:
-        try:
-            self._client.create_collection(self._profiles, vectors_config={}, sparse_vectors_config=_none())
-        except Exception:
-            if not self._has_profiles():  # another writer may have been quicker
-                raise
-        self._create_tenant_index(self._profiles, MODEL)
-
-    def _create_tenant_index(self, collection: str, field: str) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Payload indexes have no effect in the local Qdrant")
-            index = qm.KeywordIndexParams(type=qm.KeywordIndexType.KEYWORD, is_tenant=True)
-            self._client.create_payload_index(collection, field, index)
+    def _need_profiles(self) -> None:
+        if not self._on.exists("profiles", "write to"):
+            config = self.call("read", lambda: self.client.get_collection(self._on.of("outputs"))).config.params
+            choices = ServerChoices(
+                config.shard_number or 1, config.replication_factor or 1, config.write_consistency_factor or 1
+            )
+            self._on.create("profiles", plain_options(), choices, {OUR_MARK: "profiles"})
 
     def query_local(
-        self, indices: npt.NDArray[np.uint32], values: npt.NDArray[np.float32], limit: int
+        self,
+        indices: npt.NDArray[np.uint32],
+        values: npt.NDArray[np.float32],
+        limit: int,
+        threshold: float | None = None,
+        where: StoreFilter | None = None,
     ) -> list[StoreHit]:
-        """See :meth:`DescriptorStore.query_local`."""
-        return self._query(qm.SparseVector(indices=indices.tolist(), values=values.tolist()), records.LOCAL, limit)
+        """See :meth:`DescriptorStore.query_local`; ``where`` limits it to outputs that satisfy conditions."""
+        query = qm.SparseVector(indices=indices.tolist(), values=values.tolist())
+        return self._queries.query(query, records.LOCAL, limit, threshold, where)
 
-    def query_global(self, vector: npt.NDArray[np.float32], limit: int) -> list[StoreHit]:
-        """See :meth:`DescriptorStore.query_global`."""
-        return self._query(vector.tolist(), records.GLOBAL, limit)
+    def query_global(
+        self, vector: npt.NDArray[np.float32], limit: int, where: StoreFilter | None = None
+    ) -> list[StoreHit]:
+        """See :meth:`DescriptorStore.query_global`; ``where`` limits it to outputs that satisfy conditions."""
+        return self._queries.query(vector.tolist(), records.GLOBAL, limit, where=where)
+
+    def global_scores(self, hits: Sequence[StoreHit], vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """See :meth:`DescriptorStore.global_scores`."""
+        return self._queries.global_scores(hits, vector)
+
+    def rows(self, hits: Sequence[StoreHit], anchors: bool = True) -> list[OutputTable]:
+        """See :meth:`DescriptorStore.rows`."""
+        return self._queries.rows(hits, anchors)
+
+    def distinct(self, field: str, limit: int = 10_000) -> list[str] | None:
+        """The values, in lower case and in order, that holders of outputs have in a field.
+
+        Args:
+            field: ``model``, ``library``, ``licence`` or ``architecture``.
+            limit: Most values.
+
+        Returns:
+            The values, including any of outputs that no longer count; None if there are more than the limit.
+        """
+        return self._queries.distinct(field, limit)
 
     def optimize(self) -> None:
         """Nothing to do: a server optimises on its own."""
@@ -256,56 +369,28 @@ class ServerStore(DescriptorStore):
 
     def close(self) -> None:
         """Closes the client."""
-        with self._errors("close"):
-            self._client.close()
-
-    def _query(self, query: qm.SparseVector | list[float], using: str, limit: int) -> list[StoreHit]:
-        with self._errors("search"):
-            answer = self._client.query_points(
-                self._outputs, query=query, using=using, limit=limit, with_payload=records.HIT_FIELDS
-            )
-            return records.hits((point.payload or {}, point.score) for point in answer.points)
-
-    def _stored(self, where: qm.Filter) -> Iterator[records.StoredOutput]:
-        for record in self._scroll(self._outputs, where, records.TABLE_FIELDS, [records.GLOBAL]):
-            vectors: Any = record.vector
-            yield records.StoredOutput(record.payload or {}, vectors[records.GLOBAL])
-
-    def _scroll(
-        self, collection: str, where: qm.Filter | None, payload: list[str] | bool, vectors: list[str] | bool
-    ) -> Iterator[qm.Record]:
-        offset = None
-        while True:
-            found, offset = self._client.scroll(
-                collection, where, limit=_PAGE, offset=offset, with_payload=payload, with_vectors=vectors
-            )
-            yield from found
-            if offset is None:
-                return
-
-    @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        """Turns whatever the client raises (transport, server, bad input) into a StoreError of one line."""
         try:
-            yield
+            self.client.close()
         except HubhoundError:
             raise
         except Exception as error:
-            text = " ".join(str(error).split())[:300] or type(error).__name__
-            if isinstance(error, ResponseHandlingException):
-                message = f"the Qdrant server at {self._where} does not answer ({text}): is it running at that address?"
-            else:
-                message = f"cannot {doing} the store {self._name} at {self._where}: {text}"
-            raise StoreError(message, self._where) from error
+            raise StoreError(f"cannot close the index {self.name}: {one_line(str(error))}", self._where) from error
+
+    @property
+    def _where(self) -> str:
+        return self._patience.where
 
 
-def _none() -> dict[str, qm.SparseVectorParams]:
-    return {"none": qm.SparseVectorParams()}  # as in the embedded store: a vector that stays empty
+def _one_shard(choices: ServerChoices) -> ServerChoices:
+    """Of the models: one shard, so that their changes have one order, written to most of its copies."""
+    return ServerChoices(1, choices.replicas, max(choices.write_consistency, choices.replicas // 2 + 1))
 
 
-def _filter(where: Mapping[str, str]) -> qm.Filter:
-    return qm.Filter(must=[_equals(field, value) for field, value in where.items()])
-
-
-def _equals(field: str, value: str) -> qm.FieldCondition:
-    return qm.FieldCondition(key=field, match=qm.MatchValue(value=value))
+def _output_point(point: StoredPoint, holders: list[dict[str, Any]] | None) -> qm.PointStruct:
+    added: dict[str, Any] = {LABELLED: point.payload.get(records.LABEL) is not None}
+    if holders is not None:
+        added[HOLDERS] = holders
+    local = qm.SparseVector(indices=point.indices, values=point.values)
+    return qm.PointStruct(
+        id=point.id, vector={records.LOCAL: local, records.GLOBAL: point.dense}, payload={**point.payload, **added}
+    )

@@ -188,9 +188,29 @@ class Shard:
             found = self._engine.retrieve([point_id], with_payload=True, with_vector=False)
         return found[0].payload if found else None
 
-    def scroll(self, where: qe.Filter | None, payload: list[str] | bool, vectors: list[str] | bool) -> Iterator[Any]:
-        """The records that a filter selects (all for None), with the payload fields and vectors named, by id."""
-        offset = None
+    def retrieve_all(self, ids: Sequence[str], payload: list[str], vectors: list[str]) -> Iterator[Any]:
+        """The records with some ids, with the payload fields and vectors named; without those that are not there."""
+        for first in range(0, len(ids), _PAGE):
+            with engine_errors("read", self._path):
+                found = self._engine.retrieve(list(ids[first : first + _PAGE]), payload, vectors or False)
+            yield from found
+
+    def scroll(
+        self,
+        where: qe.Filter | None,
+        payload: list[str] | bool,
+        vectors: list[str] | bool,
+        start: str | None = None,
+    ) -> Iterator[Any]:
+        """The records that a filter selects (all for None), with the payload fields and vectors named, by id.
+
+        Args:
+            where: The filter.
+            payload: Fields to return.
+            vectors: Vectors to return.
+            start: Only ids from this one on.
+        """
+        offset = start
         while True:
             request = qe.ScrollRequest(
                 offset=offset, limit=_PAGE, filter=where, with_payload=payload, with_vector=vectors
@@ -201,7 +221,15 @@ class Shard:
             if offset is None:
                 return
 
-    def query(self, query: Any, payload: list[str], limit: int, exact: bool = False) -> list[Any]:
+    def query(
+        self,
+        query: Any,
+        payload: list[str],
+        limit: int,
+        exact: bool = False,
+        threshold: float | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> list[Any]:
         """The records that score highest.
 
         Args:
@@ -209,9 +237,17 @@ class Shard:
             payload: Fields to return.
             limit: How many.
             exact: Compare with every vector, whatever index there is.
+            threshold: Only scores above it; whether an equal one passes is the engine's choice.
+            ids: Only these records.
         """
-        params = qe.SearchParams(exact=exact)
-        request = qe.QueryRequest(limit=limit, query=query, with_payload=payload, params=params)
+        request = qe.QueryRequest(
+            limit=limit,
+            query=query,
+            with_payload=payload,
+            params=qe.SearchParams(exact=exact),
+            score_threshold=threshold,
+            filter=None if ids is None else qe.Filter(must=[qe.HasIdCondition(set(ids))]),
+        )
         with engine_errors("search", self._path):
             found: list[Any] = self._engine.query(request)
         return found

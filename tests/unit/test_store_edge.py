@@ -60,7 +60,7 @@ def test_is_open_in_one_process_at_a_time(folder: Path) -> None:
 
 
 def test_answers_do_not_change_by_optimising(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.store.edge._INDEX_FROM_KB", 5_000)
+    monkeypatch.setattr("engine.store.edge_config._INDEX_FROM_KB", 5_000)
     layout = StoreLayout(probes=200, top_r=20, dimension=512)
     tables = [make_table(layout, f"org/{i}", m=1000, seed=i) for i in range(6)]
     sparse = records.local_query(np.random.default_rng(1).standard_normal(200), 0.0)

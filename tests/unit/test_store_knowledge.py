@@ -195,7 +195,8 @@ def test_the_collection_may_have_been_made_by_another_writer(monkeypatch: pytest
     one, two = ServerStore.create(client, "x", LAYOUT), ServerStore.open(client, "x")
     two.upsert_knowledge(EVERYTHING[:1])
     answers = iter([False])
-    monkeypatch.setattr(one, "_has_profiles", lambda: next(answers, True))
+    exists = client.collection_exists
+    monkeypatch.setattr(client, "collection_exists", lambda name: next(answers, exists(name)))
     one.upsert_knowledge(EVERYTHING[1:2])
     assert one.tasks() == EVERYTHING[:2]
 

@@ -1,0 +1,204 @@
+"""What a failed request to a server means: whether to try again, and what to tell a person."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from typing import Any
+
+import httpx
+from qdrant_client.common.client_exceptions import QdrantException
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from engine.errors import one_line
+
+_PASSING = frozenset({408, 429, 502, 503, 504})
+_PASSING_WORDS = ("timeout", "timed out", "unavailable", "not active", "no leader", "consensus", "transport error")
+# 500 and these words is how Qdrant says that its disk is full, before the log is written and when optimising.
+_FULL_WORDS = ("no space left on device", "not enough space", "os error 28", "disk quota exceeded")
+
+
+class Kind(Enum):
+    """What failed."""
+
+    SILENT = "nobody answered"
+    BUSY = "it answered that it cannot now"
+    KEY = "it wants another API key"
+    FOREIGN = "something that is not Qdrant answered"
+    TRUST = "its certificate is not trusted"
+    FULL = "its disk is full"
+    REFUSED = "it will not do it"
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What a failed request means.
+
+    Attributes:
+        kind: What failed.
+        text: The detail, one line.
+        again: The same request may work later.
+        smaller: A request for less may work.
+        unreached: There was no answer at all.
+        nowhere: There is no such host.
+        after_s: How long the server asks to wait, seconds; 0 if it does not say.
+    """
+
+    kind: Kind
+    text: str
+    again: bool = False
+    smaller: bool = False
+    unreached: bool = False
+    nowhere: bool = False
+    after_s: float = 0.0
+
+    def message(self, doing: str, name: str, where: str, keyed: bool) -> str:
+        """One line for a person.
+
+        Args:
+            doing: To read as "cannot DOING the index".
+            name: Of the index.
+            where: URL of the server.
+            keyed: Whether an API key was sent.
+        """
+        server = f"the Qdrant server at {where}"
+        key = (
+            f"{server} refuses the API key ({self.text}): check HUBHOUND_QDRANT_API_KEY or HUBHOUND_QDRANT_API_KEY_FILE"
+            if keyed
+            else f"{server} wants an API key ({self.text}): set HUBHOUND_QDRANT_API_KEY or HUBHOUND_QDRANT_API_KEY_FILE"
+        )
+        return {
+            Kind.SILENT: f"{server} does not answer ({self.text}): is it running at that address?",
+            Kind.BUSY: f"{server} cannot {doing} the index {name} now ({self.text}): try again later",
+            Kind.KEY: key,
+            Kind.FOREIGN: f"what answers at {where} is no Qdrant server of version 1.16 or newer ({self.text}): "
+            "check host and port",
+            Kind.TRUST: f"the certificate of {server} is not trusted ({self.text}): set HUBHOUND_QDRANT_CA to the "
+            "PEM file of its authority",
+            Kind.FULL: f"the disk of {server} is full ({self.text}): free some space there and run again",
+            Kind.REFUSED: f"cannot {doing} the index {name} at {where}: {self.text}",
+        }[self.kind]
+
+
+def trouble_of(error: Exception) -> Trouble:
+    """What an exception of the client means, over REST, over gRPC or in its local mode."""
+    if isinstance(error, ResponseHandlingException):
+        return _transport(error.source)
+    if isinstance(error, UnexpectedResponse):
+        return _answer(error)
+    code = getattr(error, "code", None)
+    if callable(code) and hasattr(error, "details"):  # grpc.RpcError, whose classes are not exported
+        return _grpc(str(getattr(code(), "name", code())), one_line(str(error.details() or "")))
+    text = one_line(str(error)) or type(error).__name__
+    if isinstance(error, QdrantException):  # 429; the plain class, where Retry-After is no number of seconds
+        return Trouble(Kind.BUSY, text, again=True, after_s=float(getattr(error, "retry_after_s", 0)))
+    if _not_qdrants(error):
+        return Trouble(Kind.FOREIGN, "its answer is not one of Qdrant's")
+    return Trouble(Kind.REFUSED, text)
+
+
+def _not_qdrants(error: Exception) -> bool:
+    # The client parses with whichever of orjson, pydantic and json is there; all raise ValueErrors. Of an answer
+    # without a result it says so by an assertion.
+    known = isinstance(error, json.JSONDecodeError | AssertionError)
+    return known or (isinstance(error, ValueError) and " at line 1 column" in str(error))
+
+
+def _transport(source: Exception) -> Trouble:
+    text = one_line(str(source)) or type(source).__name__
+    if not isinstance(source, httpx.HTTPError):
+        if isinstance(source, OSError):
+            return Trouble(Kind.SILENT, text, again=True)
+        return Trouble(Kind.FOREIGN, f"its answer cannot be read: {text}")
+    causes = list(_causes(source))
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return Trouble(Kind.TRUST, text)
+    if any(isinstance(cause, ssl.SSLError) for cause in causes) or "[SSL" in text:
+        return Trouble(Kind.FOREIGN, f"it does not speak TLS: {text}")
+    if isinstance(source, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+        return Trouble(Kind.REFUSED, text)
+    smaller = isinstance(source, httpx.ReadTimeout | httpx.WriteTimeout)
+    nowhere = any(
+        isinstance(cause, socket.gaierror) and cause.errno in {socket.EAI_NONAME, socket.EAI_NODATA} for cause in causes
+    )
+    return Trouble(Kind.SILENT, text, again=True, smaller=smaller, unreached=True, nowhere=nowhere)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _answer(error: UnexpectedResponse) -> Trouble:
+    status = error.status_code or 0
+    text, genuine = _said(error)
+    low = text.lower()
+    if any(words in low for words in _FULL_WORDS) or status == 507:
+        return Trouble(Kind.FULL, text)
+    if status in {401, 403}:
+        return Trouble(Kind.KEY, text)
+    if status in _PASSING or (status >= 500 and any(words in low for words in _PASSING_WORDS)):
+        after_s = _retry_after_s(error.headers.get("retry-after") if error.headers else None)
+        return Trouble(Kind.BUSY, text, again=True, smaller=status in {408, 504} or "time" in low, after_s=after_s)
+    if status == 413 or (status == 400 and "larger than allowed" in low):  # of a proxy, or of Qdrant itself
+        return Trouble(Kind.REFUSED, text, smaller=True)
+    return Trouble(Kind.REFUSED if genuine or status >= 500 else Kind.FOREIGN, text)
+
+
+def _said(error: UnexpectedResponse) -> tuple[str, bool]:
+    """What a server said, and whether it is what a Qdrant server would say."""
+    status = f"{error.status_code} {error.reason_phrase}".strip()
+    try:
+        content: Any = json.loads(error.content)
+        said = content["status"]["error"]
+    except (ValueError, KeyError, TypeError):
+        text = one_line(error.content[:600].decode("utf-8", "replace"), 120)
+        return (f"{status}: {text}" if text and not text.startswith("<") else status), False
+    return f"{status}: {one_line(str(said))}", True
+
+
+def _grpc(code: str, details: str) -> Trouble:
+    text = f"{code}: {details}" if details else code
+    low = details.lower()
+    if any(words in low for words in _FULL_WORDS):
+        return Trouble(Kind.FULL, text)
+    if code == "RESOURCE_EXHAUSTED" and "larger than max" in low:
+        return Trouble(Kind.REFUSED, text, smaller=True)
+    kind = {
+        "UNAUTHENTICATED": Kind.KEY,
+        "PERMISSION_DENIED": Kind.KEY,
+        "DEADLINE_EXCEEDED": Kind.BUSY,
+        "RESOURCE_EXHAUSTED": Kind.BUSY,
+        "ABORTED": Kind.BUSY,
+        "UNAVAILABLE": Kind.SILENT,
+        "UNIMPLEMENTED": Kind.FOREIGN,
+    }.get(code, Kind.REFUSED)
+    again = kind in {Kind.BUSY, Kind.SILENT}
+    silent = code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
+    nowhere = "dns resolution failed" in low and "not found" in low
+    return Trouble(kind, text, again, code == "DEADLINE_EXCEEDED", silent, nowhere)
+
+
+def _retry_after_s(value: str | None) -> float:
+    """Seconds that a header asks to wait: a number, or a date; 0 for anything else."""
+    if not value:
+        return 0.0
+    try:
+        return max(0.0, float(int(value)))
+    except ValueError:
+        pass
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return max(0.0, (date.astimezone(UTC) - datetime.now(UTC)).total_seconds())
