@@ -61,7 +61,7 @@ def make_table(number: int, dimension: int) -> OutputTable:
     z = np.take_along_axis(responses, idx, axis=1)
     order = np.argsort(-z, axis=1, kind="stable")
     constants = {name: g.uniform(5, 9, OUTPUTS) for name in ("h_uniform", "h")}
-    constants |= {name: g.uniform(0.05, 1.5, OUTPUTS) for name in ("s", "g", "q")}
+    constants |= {name: g.uniform(0.05, 1.5, OUTPUTS) for name in ("s", "g", "q", "g_white", "q_white", "prior")}
     return OutputTable(
         repo=f"timm/vit_base_patch16_224.augreg_in21k_ft_{number}",
         revision=REVISION,
@@ -179,7 +179,7 @@ def run(folder: Path, models: int, dimension: int) -> None:
         read = timed(lambda: sum(len(table) for table in store.iter_outputs(store.models())))
         g = np.random.default_rng(1)
         local = records.local_query(g.standard_normal(PROBES), 0.0)
-        dense = records.global_query(g.standard_normal(dimension), 1.0)
+        dense = records.global_query(g.standard_normal(dimension))
         query_local = [timed(lambda: store.query_local(*local, 100)) for _ in range(10)]
         query_global = [timed(lambda: store.query_global(dense, 100)) for _ in range(10)]
     figures["read_outputs_per_s"] = round(total / read)

@@ -27,6 +27,7 @@ def create_index(
     seed: int = 0,
     skip_bad: bool = False,
     device: str = "auto",
+    copy_images: bool = False,
     gathering: Advance | None = None,
     embedding: Advance | None = None,
     skipped: Callable[[ProbeError], None] | None = None,
@@ -41,6 +42,7 @@ def create_index(
         seed: Of the probe set's draw or generator.
         skip_bad: Leave out images that cannot be read.
         device: Where the encoder runs.
+        copy_images: Copy the images of a user's folder into the index, too.
         gathering: Called with (done, total) while probes are fetched or generated.
         embedding: Called with (done, total) while probes are embedded.
         skipped: Told about every image left out.
@@ -74,7 +76,9 @@ def create_index(
             (lambda done: embedding(done, total)) if embedding else None,
         )
         whole = ProbeSet(probes.source, probes.folder, tuple(good))
-        moved = None if is_folder_spec(probe_source) else images
+        moved: Path | None = images
+        if is_folder_spec(probe_source):
+            moved = _copied(whole, images) if copy_images else None
         return Index.create(folder, whole, vectors, encoder, settings, moved)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -89,6 +93,7 @@ def create_like(
     device: str = "auto",
     probe_folder: Path | None = None,
     embedding: Advance | None = None,
+    copy_images: bool = False,
 ) -> Index:
     """Makes an empty index over the same probes as another one.
 
@@ -100,6 +105,7 @@ def create_like(
         device: Where the encoder runs.
         probe_folder: Where the probe images are now, if they were moved.
         embedding: Called with (done, total) while probes are embedded.
+        copy_images: Copy the images into the index, also if the other one has them in a user's folder.
 
     Raises:
         InputError: Anything given cannot be used.
@@ -121,8 +127,17 @@ def create_like(
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.probes."))
     try:
-        if old.manifest.probes.folder is None:
-            copied = Path(shutil.copytree(old.probe_folder, scratch / "probes"))
+        if copy_images or old.manifest.probes.folder is None:
+            copied = _copied(probes, scratch / "probes")
         return Index.create(folder, probes, vectors, encoder, settings, copied)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _copied(probes: ProbeSet, target: Path) -> Path:
+    """A folder with copies of the images of a probe set, and nothing else."""
+    for probe in probes.probes:
+        copy = target / probe.file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(probes.folder / probe.file, copy)
+    return target

@@ -13,6 +13,9 @@
     responses/              full responses in float16: what the index can be made again from
     snapshots/              what queries read
     knowledge.json          what queries read about tasks; knowledge.due beside it until it is written anew
+
+The folder to work in for an index on a Qdrant server (:mod:`engine.remote`) is the same, with ``server.json`` in place
+of ``store/``.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ from engine.errors import IndexDamagedError, IndexUnusableError, InputError, Pro
 from engine.files import new_folder, read_array, read_json, write_array, write_json
 from engine.knowledge import Knowledge
 from engine.manifest import BackgroundPart, EncoderPart, Manifest, ProbesPart, read_manifest, write_manifest
-from engine.responses import ResponseArchive
+from engine.remote import Remote, shown
+from engine.responses import FOLDER, ResponseArchive
 from engine.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -84,7 +88,8 @@ class Index:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
-        self.responses = ResponseArchive(folder / "responses")
+        self.remote: Remote | None = Remote.of(folder)
+        self.responses = ResponseArchive(folder / FOLDER, self.remote)
         self.concepts = ConceptCache(folder / "concepts.sqlite")
 
     @cached_property
@@ -111,7 +116,9 @@ class Index:
 
     @property
     def probe_folder(self) -> Path:
-        """Where the probe images are."""
+        """Where the probe images are; those of an index on a server are fetched when this is first asked for."""
+        if self.remote is not None:
+            self.remote.fetch_once("probes")
         return Path(self.manifest.probes.folder) if self.manifest.probes.folder else self.folder / "probes"
 
     def probes(self, folder: Path | None = None) -> ProbeSet:
@@ -151,18 +158,36 @@ class Index:
             raise IndexDamagedError(f"the background in {folder} is damaged", folder) from error
         return Background(names, ConceptDescriptors(**columns), k, matrix)  # type: ignore[arg-type]
 
-    def snapshot(self) -> Snapshot:
-        """The current generation.
+    @property
+    def name(self) -> str:
+        """The index as its user named it: its folder, or its address on a server."""
+        return shown(self.folder)
+
+    def snapshot(self, progress: Callable[[int, int], None] | None = None) -> Snapshot:
+        """The current generation; that of an index on a server is brought up to date first.
+
+        Args:
+            progress: Called with (models read, models to read) while it is brought up to date.
 
         Raises:
             IndexUnusableError: Nothing was added yet.
+            StoreError: The server refused or did not answer.
         """
-        snapshot = Snapshot.open(self.folder / "snapshots")
+        snapshot = self.current_snapshot(progress)
         if snapshot is None:
             raise IndexUnusableError(
-                f"the index {self.folder} is empty: add models with 'hubhound index add --index {self.folder} MODEL...'"
+                f"the index {self.name} is empty: add models with 'hubhound index add --index {self.name} MODEL...'"
             )
         return snapshot
+
+    def current_snapshot(self, progress: Callable[[int, int], None] | None = None) -> Snapshot | None:
+        """As ``snapshot``, but None before anything was added."""
+        root = self.folder / "snapshots"
+        if self.remote is None:
+            return Snapshot.open(root)
+        from engine.catching_up import catch_up
+
+        return catch_up(self.remote.store, root, self.background, self.manifest.background.fingerprint, progress)
 
     def knowledge(self) -> Knowledge:
         """Tasks, profiles and performance as they were last exported; nothing if there are none.

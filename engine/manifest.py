@@ -12,6 +12,7 @@ from engine.descriptors import VERSION, Normalisation
 from engine.distance import Method
 from engine.errors import IndexDamagedError, IndexMismatchError, IndexMissingError
 from engine.files import read_json, write_json
+from engine.index_files import MANIFEST, UNFINISHED
 from engine.schema import Record
 
 FORMAT = 2
@@ -108,8 +109,10 @@ def read_manifest(folder: Path) -> Manifest:
         IndexDamagedError: The manifest cannot be read.
         IndexMismatchError: It was made by another version.
     """
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.exists():
+        if (folder / UNFINISHED).exists():
+            raise unfinished(folder)
         raise IndexMissingError(folder)
     value = read_json(path)
     versions = value if isinstance(value, dict) else {}
@@ -132,4 +135,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest atomically."""
-    write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def unfinished(place: Path | str) -> IndexDamagedError:
+    """The error of an index that was not copied or restored to the end."""
+    return IndexDamagedError(
+        f"{place} is an unfinished copy: run the same 'hubhound index copy' (or restore) again, it goes on where it "
+        "stopped, or remove what is there",
+        place,
+    )

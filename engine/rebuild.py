@@ -12,9 +12,10 @@ import numpy as np
 from engine.conductance_cache import FILE
 from engine.errors import IndexUnusableError
 from engine.index import Index
+from engine.remote import open_store
 from engine.schema import ModelState
 from engine.snapshot import split_copies
-from engine.store.edge import EdgeStore
+from engine.store.base import DescriptorStore
 from engine.tasks import TASKS
 from engine.writer import IndexWriter
 
@@ -25,7 +26,7 @@ def rebuild(source: Path, target: Path, progress: Callable[[int, int], None] | N
     The archive holds float16, so descriptors differ from freshly probed ones in about the fourth digit.
 
     Args:
-        source: The index to read; it is locked meanwhile and not changed.
+        source: The index to read; an embedded one is locked meanwhile. It is not changed.
         target: The index to fill, made by ``Index.create``; finished models are skipped, so it can be run again.
         progress: Called with (models done, models in all).
 
@@ -38,7 +39,7 @@ def rebuild(source: Path, target: Path, progress: Callable[[int, int], None] | N
     """
     old = Index(source)
     filled = 0
-    with EdgeStore.open(source / "store") as store, IndexWriter(target) as writer:
+    with open_store(source) as store, IndexWriter(target) as writer:
         new = writer.index
         new.manifest.check_probes(old.manifest.probes.fingerprint, str(source))
         models = sorted(store.models(), key=lambda model: model.copy_of is not None)  # a copy needs its original there
@@ -66,20 +67,24 @@ def rebuild(source: Path, target: Path, progress: Callable[[int, int], None] | N
                 filled += 1
             if progress:
                 progress(done + 1, len(models))
-        _take_over_tasks(source, target, store, writer)
+        _take_over_tasks(old, target, store, writer)
         writer.finish()
     return filled
 
 
-def _take_over_tasks(source: Path, target: Path, store: EdgeStore, writer: IndexWriter) -> None:
+def _take_over_tasks(old: Index, target: Path, store: DescriptorStore, writer: IndexWriter) -> None:
     """Tasks, profiles and performance depend on nothing that a rebuilt index has of its own."""
     known = store.knowledge()
     if not known:
         return
-    tasks = source / TASKS
+    if old.remote is not None:
+        old.remote.fetch("tasks")
+    tasks = old.folder / TASKS
     if tasks.is_dir():  # before the records, which say that the images are there
         shutil.copytree(tasks, target / TASKS, dirs_exist_ok=True)
+        for name in sorted(folder.name for folder in tasks.iterdir()):
+            writer.publish_task(name)
     writer.put_known(known)
-    remembered = source / FILE
+    remembered = old.folder / FILE
     if remembered.exists() and not (target / FILE).exists():
         shutil.copy2(remembered, target / FILE)

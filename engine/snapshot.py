@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,23 @@ from pydantic import ValidationError
 
 from engine.errors import IndexDamagedError
 from engine.files import new_folder, read_array, read_json, write_array, write_atomic, write_json
-from engine.outputs import OutputTable
+from engine.outputs import OutputTable, empty_table
 from engine.scan import ScanArrays, pack
 from engine.schema import Model, ModelState, output_point_id
-from engine.store.base import DescriptorStore
+from engine.store.base import StoreLayout
 
 _ARRAYS = tuple(field.name for field in fields(ScanArrays))
 _KEEP = 2  # generations: the current one, and the one before for readers that are just opening it
+
+
+class OutputSource(Protocol):
+    """Where the outputs of models are read from: a store."""
+
+    layout: StoreLayout
+
+    def iter_outputs(self, models: Sequence[Model]) -> Iterator[OutputTable]:
+        """The outputs of models, in the order given; models without outputs are skipped."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class Snapshot:
         label: Each row's place in ``labels``, -1 for none, int32 ``[L]``.
         labels: Distinct declared labels.
         copies: The copies of each model that has some, by its repository id, in the order of theirs.
+        source: How far a snapshot of an index on a server has followed it (``catching_up.Seen``); None for others.
     """
 
     folder: Path
@@ -62,6 +73,7 @@ class Snapshot:
     label: npt.NDArray[np.int32]
     labels: tuple[str, ...]
     copies: Mapping[str, tuple[Model, ...]] = field(default_factory=dict)
+    source: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.output)
@@ -105,6 +117,7 @@ class Snapshot:
             starts = np.asarray(meta["starts"], dtype=np.int64)  # type: ignore[index]
             labels = tuple(meta["labels"])  # type: ignore[index]
             copied = meta.get("copies", [])  # type: ignore[attr-defined]  # there are none in snapshots of old
+            source = meta.get("source")  # type: ignore[attr-defined]
             copies, lost = split_copies([*models, *(Model.model_validate(model) for model in copied)])
             if lost:
                 raise ValueError(f"{lost[0].repo} is a copy of nothing")
@@ -133,6 +146,7 @@ class Snapshot:
             label,  # type: ignore[arg-type]
             labels,
             copies,
+            source,
         )
 
     def place_of(self, row: int) -> int:
@@ -186,11 +200,14 @@ def split_copies(models: Iterable[Model]) -> tuple[dict[str, tuple[Model, ...]],
 
 def write_snapshot(
     root: Path,
-    store: DescriptorStore,
+    store: OutputSource,
     models: Sequence[Model],
     background: str,
     previous: Snapshot | None = None,
     copies: Mapping[str, tuple[Model, ...]] | None = None,
+    *,
+    changed: frozenset[str] = frozenset(),
+    source: Mapping[str, object] | None = None,
 ) -> Snapshot:
     """Writes the next generation and makes it current.
 
@@ -201,6 +218,8 @@ def write_snapshot(
         background: Fingerprint of the background behind the store's constants.
         previous: A generation whose rows are copied where model, revision and background are the same.
         copies: Of these models, by the original's id; see ``split_copies``.
+        changed: Ids of models whose rows are read from the store whatever the previous generation has.
+        source: See ``Snapshot``.
 
     Returns:
         The new generation.
@@ -217,7 +236,7 @@ def write_snapshot(
     columns: dict[str, list[npt.NDArray[np.generic]]] = {}
     label_places: dict[str, int] = {}
     starts = [0]
-    for part in _parts(store, models, background, previous):
+    for part in _parts(store, models, background, previous, changed):
         arrays, output, labels = part
         for name in _ARRAYS:
             columns.setdefault(name, []).append(getattr(arrays, name))
@@ -238,6 +257,8 @@ def write_snapshot(
                 copy.model_dump(mode="json", exclude_none=True) for some in (copies or {}).values() for copy in some
             ],
         }
+        if source is not None:
+            meta["source"] = dict(source)
         write_json(folder / "meta.json", meta)
     write_atomic(root / "CURRENT", lambda file: file.write(target.name.encode()))
     for old in sorted(root.glob("gen-*"))[:-_KEEP]:
@@ -249,23 +270,27 @@ def write_snapshot(
 
 
 def _parts(
-    store: DescriptorStore, models: Sequence[Model], background: str, previous: Snapshot | None
+    store: OutputSource, models: Sequence[Model], background: str, previous: Snapshot | None, changed: frozenset[str]
 ) -> Iterator[tuple[ScanArrays, npt.NDArray[np.int32], list[str | None]]]:
-    known: dict[tuple[str, str], int] = {}
+    known: dict[tuple[str, str, int], slice] = {}
     if previous is not None and previous.background == background:
-        known = {(model.repo, model.revision): i for i, model in enumerate(previous.models)}
-    for model in models:
-        place = known.get((model.repo, model.revision))
-        if previous is not None and place is not None:
-            rows = slice(int(previous.starts[place]), int(previous.starts[place + 1]))
-            if rows.stop - rows.start == model.outputs:
-                arrays = ScanArrays(**{name: getattr(previous.arrays, name)[rows] for name in _ARRAYS})
-                labels = [previous.label_of(row) for row in range(rows.start, rows.stop)]
-                yield arrays, previous.output[rows], labels
-                continue
-        table = store.outputs(model.repo, model.revision)
-        if table is None:
-            table = _no_outputs(model, store)
+        for i, model in enumerate(previous.models):
+            rows = slice(int(previous.starts[i]), int(previous.starts[i + 1]))
+            if model.repo not in changed:
+                known[model.repo, model.revision, rows.stop - rows.start] = rows
+    keys = [(model.repo, model.revision, model.outputs) for model in models]
+    tables = store.iter_outputs([model for model, key in zip(models, keys, strict=True) if key not in known])
+    waiting = next(tables, None)
+    for model, key in zip(models, keys, strict=True):
+        if previous is not None and key in known:
+            rows = known[key]
+            arrays = ScanArrays(**{name: getattr(previous.arrays, name)[rows] for name in _ARRAYS})
+            labels = [previous.label_of(row) for row in range(rows.start, rows.stop)]
+            yield arrays, previous.output[rows], labels
+            continue
+        table = empty_table(model.repo, model.revision, store.layout.top_r, store.layout.dimension)
+        if waiting is not None and (waiting.repo, waiting.revision) == key[:2]:
+            table, waiting = waiting, next(tables, None)
         if len(table) != model.outputs:
             raise IndexDamagedError(
                 f"{model.repo} should have {model.outputs} outputs, the store has {len(table)}: add it again",
@@ -278,19 +303,11 @@ def _parts(
         )
 
 
-def _no_outputs(model: Model, store: DescriptorStore) -> OutputTable:
-    from engine.outputs import empty_table
-
-    return empty_table(model.repo, model.revision, store.layout.top_r, store.layout.dimension)
-
-
-def _joined(name: str, parts: list[npt.NDArray[np.generic]], store: DescriptorStore) -> npt.NDArray[np.generic]:
+def _joined(name: str, parts: list[npt.NDArray[np.generic]], store: OutputSource) -> npt.NDArray[np.generic]:
     if parts:
         return np.concatenate(parts)
     if name in {"output", "label"}:
         return np.zeros(0, np.int32)
-    from engine.outputs import empty_table
-
     table = empty_table("", "", store.layout.top_r, store.layout.dimension)
     empty: npt.NDArray[np.generic] = getattr(pack(table.idx, table.z, table.anchor, table.calibration), name)
     return empty

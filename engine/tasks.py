@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from engine.errors import IndexDamagedError, InputError, ProbeError
 from engine.files import new_folder
 from engine.probes import Progress, find_images, hash_file, open_image, probes_fingerprint
+from engine.remote import Remote
 from engine.schema import Task, TaskImage
 from engine.writer import IndexWriter
 
@@ -158,6 +159,7 @@ def add_task(writer: IndexWriter, drawn: DrawnTask, replace: bool = False) -> bo
             task_images(folder, known)
         except IndexDamagedError:
             _copy(drawn, known, task_folder(folder, name), lambda: None)
+            writer.publish_task(name)
         return False
     if known and not replace:
         raise InputError(
@@ -177,9 +179,10 @@ def drop_task(writer: IndexWriter, name: str) -> None:
     """
     names = [task.name for task in writer.store.tasks()]
     if name not in names:
-        raise InputError(f"there is no task {name!r} in {writer.index.folder}: it has {', '.join(names) or 'none'}")
+        raise InputError(f"there is no task {name!r} in {writer.index.name}: it has {', '.join(names) or 'none'}")
     writer.remove_task(name)
     shutil.rmtree(task_folder(writer.index.folder, name), ignore_errors=True)
+    writer.publish_task(name)
 
 
 def task_folder(index_folder: Path, name: str) -> Path:
@@ -196,7 +199,19 @@ def task_images(index_folder: Path, task: Task) -> tuple[Path, ...]:
 
     Raises:
         IndexDamagedError: An image is missing or has changed.
+        StoreError: They are on a server, which refused or did not answer.
     """
+    try:
+        return _checked_images(index_folder, task)
+    except IndexDamagedError:
+        remote = Remote.of(index_folder)
+        if remote is None:
+            raise
+        remote.fetch("tasks", f"{TASKS}/{task.name}")
+        return _checked_images(index_folder, task)
+
+
+def _checked_images(index_folder: Path, task: Task) -> tuple[Path, ...]:
     folder = task_folder(index_folder, task.name)
     paths = tuple(folder / image.file for image in task.images)
     for path, image in zip(paths, task.images, strict=True):

@@ -11,9 +11,9 @@ from engine.calibration import calibrate
 from engine.errors import HubhoundError
 from engine.index import Index
 from engine.knowledge import Knowledge
+from engine.remote import open_store
 from engine.schema import Model, ModelState
 from engine.snapshot import Snapshot, split_copies
-from engine.store.edge import EdgeStore
 from engine.store.knowledge import Known
 from engine.tasks import task_images
 
@@ -24,7 +24,7 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
     """Checks files, probes, store, responses, copies, tasks and snapshot of an index against each other.
 
     Args:
-        folder: Of the index; its store is locked meanwhile.
+        folder: Of the index; an embedded store is locked meanwhile.
         progress: Called with (models done, models in all).
 
     Returns:
@@ -48,12 +48,12 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
     attempt(index.background)
     snapshot: Snapshot | None = None
     try:
-        snapshot = Snapshot.open(folder / "snapshots")
+        snapshot = index.current_snapshot()
     except HubhoundError as error:
         problems.append(str(error))
-    if problems and not (folder / "store").is_dir():
+    if problems and index.remote is None and not (folder / "store").is_dir():
         return problems
-    with EdgeStore.open(folder / "store") as store:
+    with open_store(folder) as store:
         records = store.models()
         copies, lost = split_copies(records)
         problems += [
@@ -73,7 +73,7 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
                     problems.append(f"{model.repo}: its constants are not those of the background: run index calibrate")
             else:
                 problems.append(f"{model.repo}: calibrated with another background: run index calibrate")
-            if index.manifest.responses == "keep" and not index.responses.path(model.repo, model.revision).exists():
+            if index.manifest.responses == "keep" and not index.responses.has(model.repo, model.revision):
                 problems.append(f"{model.repo}: its responses are missing: index rebuild would stop there")
             if progress:
                 progress(done + 1, len(models))

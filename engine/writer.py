@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +15,28 @@ from engine.calibration import Background, calibrate
 from engine.descriptors import output_descriptors
 from engine.errors import IndexLockedError, IndexMismatchError
 from engine.index import Index, background_part, write_background
-from engine.knowledge import FILE, Knowledge
-from engine.manifest import write_manifest
+from engine.knowledge_writer import EXPORT_SHARE, KnowledgeWriter
+from engine.manifest import read_manifest, write_manifest
 from engine.outputs import OutputTable
-from engine.schema import LeftOut, Model, ModelState, Performance, Profile, Task
+from engine.remote import open_store
+from engine.schema import LeftOut, Model, ModelState
 from engine.similarity import same_responses
 from engine.snapshot import Snapshot, split_copies, write_snapshot
-from engine.store.edge import EdgeStore
-from engine.store.knowledge import Known
+from engine.store.base import DescriptorStore
 
-_SNAPSHOT_SHARE = 0.05  # of the time may go into snapshots while models are being added
+if TYPE_CHECKING:
+    from engine.store.joint import JointCollection
+
+_LOOK_S = 30.0
+"""How often the manifest of an index on a server is looked at."""
 
 
-class IndexWriter:
-    """An index opened for writing: holds the store's lock until it is closed.
+class IndexWriter(KnowledgeWriter):
+    """An index opened for writing: holds the lock of an embedded store until it is closed.
+
+    A server has no lock, and several may write to an index there: to different models at the same time, to the same
+    one as well, since what they write of it is the same. Snapshots are then the readers' own (``catching_up``), so a
+    writer makes one only when it is told to.
 
     Args:
         folder: Of the index.
@@ -42,7 +50,7 @@ class IndexWriter:
     def __init__(self, folder: Path) -> None:
         self.index = Index(folder)
         try:
-            self.store = EdgeStore.open(folder / "store")
+            self.store: DescriptorStore = open_store(folder)
         except IndexLockedError as error:
             raise IndexLockedError(folder) from error
         layout, manifest = self.store.layout, self.index.manifest
@@ -55,10 +63,12 @@ class IndexWriter:
                 (manifest.probes.count, manifest.top_r),
                 (layout.probes, layout.top_r),
             )
+        self._remote = self.index.remote
         self._background: Background | None = None
+        self._looked = time.monotonic()
         self._due = 0.0
         self._dirty = False
-        self._export_due = 0.0
+        self._joint = self._open_joint()
 
     def __enter__(self) -> Self:
         return self
@@ -72,6 +82,14 @@ class IndexWriter:
         if self._background is None:
             self._background = self.index.background()
         return self._background
+
+    def _open_joint(self) -> JointCollection | None:
+        """The graph of candidates, if the index has one: what is written must get there, too."""
+        if self._remote is None:
+            return None
+        from engine.store.joint import open_joint
+
+        return open_joint(self.index.folder, self.store, self.index.manifest.background.fingerprint)
 
     def describe(
         self, repo: str, revision: str, labels: tuple[str | None, ...], responses: npt.NDArray[np.floating]
@@ -87,6 +105,7 @@ class IndexWriter:
         Returns:
             The usable outputs, and those left out with the reason.
         """
+        self._look()
         index = self.index
         manifest = index.manifest
         d = output_descriptors(responses, index.probe_embeddings, manifest.top_r, manifest.normalisation)
@@ -103,6 +122,16 @@ class IndexWriter:
             calibrate(d.idx, d.z, d.anchor, self.background),
         )
         return table, d.left_out
+
+    def _look(self) -> None:
+        """Takes over a background and candidates that others have given an index on a server since."""
+        if self._remote is None or time.monotonic() < self._looked + _LOOK_S:
+            return
+        if self._remote.refresh():
+            self.index.manifest = read_manifest(self.index.folder)
+            self._background = None
+        self._joint = self._open_joint()
+        self._looked = time.monotonic()
 
     def put(self, model: Model, table: OutputTable, responses: npt.NDArray[np.floating] | None) -> None:
         """Makes a model part of the index, in place of any other revision of it.
@@ -124,10 +153,14 @@ class IndexWriter:
             self.index.responses.write(table, responses)
         if len(table):
             self.store.upsert_outputs(table)
+            if self._joint is not None:
+                self._joint.put(table)
         self._dirty = True
         for copy in self._followers(model.repo, table):  # before the record: a put that is repeated mends them
             self.store.upsert_model(copy.model_copy(update={"copied_revision": model.revision}))
         self.store.upsert_model(model.model_copy(update={"calibration": self.index.manifest.background.fingerprint}))
+        if self._remote is not None and (now := self.store.model(model.repo)) and now.revision != model.revision:
+            return  # another writer has put another revision meanwhile: its outputs are not ours to remove
         self._remove_outputs(model.repo, keep_revision=model.revision)
 
     def put_copy(self, model: Model) -> None:
@@ -217,67 +250,9 @@ class IndexWriter:
 
     def _remove_outputs(self, repo: str, keep_revision: str | None = None) -> None:
         self.store.delete_outputs(repo, keep_revision)
+        if self._joint is not None:
+            self._joint.remove(repo, keep_revision)
         self.index.responses.remove_others(repo, keep_revision)
-
-    def put_task(self, task: Task) -> None:
-        """Writes a task's record; its images are :mod:`engine.tasks`' business."""
-        self.put_known([task])
-
-    def put_profiles(self, profiles: Sequence[Profile]) -> None:
-        """Writes profiles, each in place of the model's former one on that task."""
-        self.put_known(profiles)
-
-    def put_performance(self, performance: Sequence[Performance]) -> None:
-        """Writes known performance, each in place of the model's former value on that task."""
-        self.put_known(performance)
-
-    def remove_task(self, name: str) -> None:
-        """Removes a task's record and its profiles; performance stays."""
-        self._knowledge_marker.touch()
-        self.store.delete_task(name)
-
-    def drop_performance(self, model: str | None = None, task: str | None = None) -> None:
-        """Removes what is known of one model, of one task, of one model on one task, or of all."""
-        self._knowledge_marker.touch()
-        self.store.delete_performance(model, task)
-
-    def drop_profiles(self, model: str) -> None:
-        """Removes all profiles of a model."""
-        self._knowledge_marker.touch()
-        self.store.delete_profiles(model)
-
-    def export_knowledge(self, force: bool = True) -> Knowledge | None:
-        """Writes what queries read about tasks: everything put since, and by runs that were killed before they did.
-
-        Args:
-            force: Always; otherwise only if something changed and exports have taken less than a twentieth of the time
-                lately.
-
-        Returns:
-            What was written, None if nothing was due.
-        """
-        if not force and (not self._export_needed() or time.monotonic() < self._export_due):
-            return None
-        started = time.monotonic()
-        self.store.flush()  # as with a snapshot
-        knowledge = Knowledge.of(self.store.knowledge())
-        if knowledge != Knowledge() or (self.index.folder / FILE).exists():
-            knowledge.write(self.index.folder)
-        self._knowledge_marker.unlink(missing_ok=True)
-        self._export_due = time.monotonic() + (time.monotonic() - started) / _SNAPSHOT_SHARE
-        return knowledge
-
-    @property
-    def _knowledge_marker(self) -> Path:
-        return self.index.folder / "knowledge.due"
-
-    def _export_needed(self) -> bool:
-        return self._knowledge_marker.exists() or not (self.index.folder / FILE).exists()
-
-    def put_known(self, records: Sequence[Known]) -> None:
-        """Writes tasks, profiles and performance, each in place of the former one."""
-        self._knowledge_marker.touch()  # before the store changes: a kill in between costs one needless export
-        self.store.upsert_knowledge(records)
 
     def snapshot(self, force: bool = True) -> Snapshot | None:
         """Writes a snapshot of everything indexed so far.
@@ -289,11 +264,13 @@ class IndexWriter:
         Returns:
             The snapshot, None if none was due.
         """
-        if not force and (not self._dirty or time.monotonic() < self._due):
+        if not force and (self._remote is not None or not self._dirty or time.monotonic() < self._due):
             return None
         started = time.monotonic()
         if force:
             self.export_knowledge()
+        if self._remote is not None:
+            return self.index.current_snapshot()
         self.recalibrate()
         self.store.flush()  # a snapshot must not outlive, in a power cut, the outputs that it was made from
         root = self.index.folder / "snapshots"
@@ -303,7 +280,7 @@ class IndexWriter:
         fingerprint = self.index.manifest.background.fingerprint
         snapshot = write_snapshot(root, self.store, indexed, fingerprint, Snapshot.open(root), copies)
         self._dirty = False
-        self._due = time.monotonic() + (time.monotonic() - started) / _SNAPSHOT_SHARE
+        self._due = time.monotonic() + (time.monotonic() - started) / EXPORT_SHARE
         return snapshot
 
     @property
@@ -317,6 +294,8 @@ class IndexWriter:
         part = background_part(background, source)
         manifest = self.index.manifest.model_copy(update={"background": part})
         write_manifest(self.index.folder, manifest)
+        if self._remote is not None:
+            self._remote.publish_core()
         self.index.manifest = manifest
         self._background = background
 
@@ -350,6 +329,12 @@ class IndexWriter:
 
     def finish(self) -> None:
         """Ends a run: snapshot and export if anything changed, optimised store, no leftovers."""
+        if self._remote is not None:
+            if self._knowledge_marker.exists():
+                self.export_knowledge()
+            self.store.optimize()
+            self._dirty = False
+            return
         if self._dirty or Snapshot.open(self.index.folder / "snapshots") is None:
             self.snapshot()
         if self._export_needed():

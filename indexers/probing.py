@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.remote import Remote
 from indexers.crawl.limits import Limits, Setup
 from indexers.crawl.records import Probed
 from indexers.crawl.scratch import remove
@@ -46,6 +47,9 @@ def apart(setup: Setup, limits: Limits) -> Iterator[ProbeModel]:
         # The end of a model's process must be an error here, not the end of this one.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     _sweep(setup.cache)
+    remote = Remote.of(setup.index)
+    if remote is not None and setup.probes is None:
+        remote.fetch_once("probes")  # a model's process has neither the network nor the key
     nursery = Nursery(setup, limits, setup.cache / f"{_SCRATCH}{os.getpid()}")
     worker = Worker(nursery)
     try:

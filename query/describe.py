@@ -104,7 +104,7 @@ class Describer:
         self._given = None if vocabulary is None else clean_vocabulary(vocabulary)
         self._encode = encode or encoder_once(index)
         self._progress = progress
-        self._snapshot = snapshot or Snapshot.open(index.folder / "snapshots")
+        self._snapshot = snapshot or index.current_snapshot()
         self._known = vectors
         self._references: dict[Method, Spread | None] = {}
         self._keep = keep_bytes

@@ -186,6 +186,7 @@ class Worker:
         return has is None or has - child.born_bytes <= self._limits.growth_bytes
 
     def _bear(self) -> Child:
+        self._nursery.start(self._is_stopped)  # before the folder is there: it empties the scratch folder
         folder = scratch.new(self._nursery.scratch, f"{MODEL}{next(self._numbers)}")
         ours, theirs = socket.socketpair()
         try:

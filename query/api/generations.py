@@ -15,6 +15,7 @@ from engine.distance import Method
 from engine.errors import HubhoundError, IndexDamagedError, IndexMismatchError
 from engine.index import Index
 from engine.manifest import Manifest
+from engine.remote import Remote
 from query.answers import Query
 from query.api.errors import LOGGER
 from query.questions import Question
@@ -109,6 +110,7 @@ class Generations:
             HubhoundError: The snapshot cannot be opened or does not fit; the one before goes on answering.
         """
         with self._lock:
+            self._follow()
             found = self._signature()
             if found is None or found == self._seen:
                 return False
@@ -139,6 +141,14 @@ class Generations:
             self._complaint = complaint
             log.error("the next generation cannot be taken over, the one before goes on answering: %s", error)
             return None
+
+    def _follow(self) -> None:
+        """Brings the working folder of an index on a server up to date; the embedded one is by its writer."""
+        remote = Remote.of(self._folder)
+        if remote is not None:
+            remote.refresh()
+            remote.fetch_once("probes")  # their thumbnails are part of the evidence
+            Index(self._folder).current_snapshot()
 
     def _prepare_labels(self, new: Generation) -> None:
         """Has at hand what the generation before had, so that requests that need it do not begin to wait."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from query.cli.output import Function, bars, data, data_json, format_option, index_option, note, seconds, table
+from query.cli.places import index_folder
 
 if TYPE_CHECKING:
     from indexers.adding import Outcome
@@ -39,6 +40,51 @@ MODEL_TIMEOUT = click.option(
 )
 
 
+PLACEMENT = (
+    click.option(
+        "--autocast",
+        type=click.Choice(["auto", "off", "float16", "bfloat16"]),
+        default="auto",
+        show_default=True,
+        envvar="HUBHOUND_AUTOCAST",
+        help="Half precision for models whose descriptors it leaves in place; auto is float16 on CUDA, else off."
+        "  [env: HUBHOUND_AUTOCAST]",
+    ),
+    click.option(
+        "--compile",
+        "compiler",
+        type=click.Choice(["off", "cudagraphs"]),
+        default="off",
+        show_default=True,
+        envvar="HUBHOUND_COMPILE",
+        help="Backend of torch.compile.  [env: HUBHOUND_COMPILE]",
+    ),
+    click.option(
+        "--max-batch",
+        type=click.IntRange(1, 4096),
+        default=512,
+        show_default=True,
+        envvar="HUBHOUND_MAX_BATCH",
+        help="Images at once; the best number up to it is found.  [env: HUBHOUND_MAX_BATCH]",
+    ),
+    click.option(
+        "--gpu-memory",
+        type=click.FloatRange(0, 1, min_open=True),
+        envvar="HUBHOUND_GPU_MEMORY",
+        metavar="SHARE",
+        help="Of a GPU's memory that one process may take.  [env: HUBHOUND_GPU_MEMORY; by default an even share]",
+    ),
+)
+"""How models run on a device; ``indexers.crawl.limits.Setup`` takes them."""
+
+
+def placement_options(function: Function) -> Function:
+    """Adds the options that say how models run on a device: autocast, compiler, max_batch and gpu_memory."""
+    for option in reversed(PLACEMENT):
+        function = option(function)
+    return function
+
+
 def probing_options(function: Function) -> Function:
     """Adds the options of every command that fetches and runs models."""
     options = (
@@ -63,6 +109,7 @@ def probing_options(function: Function) -> Function:
             help="Preprocessed probes used longest ago go beyond this.",
         ),
         DEVICE,
+        *PLACEMENT,
         MODEL_MEMORY,
         MODEL_TIMEOUT,
     )
@@ -98,7 +145,7 @@ def add(models: tuple[str, ...], index_path: str, max_size: str, allow_pickle: b
     sources = expand(models)
     options = AddOptions(parse_size(max_size), allow_pickle)
     outcomes: list[Outcome] = []
-    folder = Path(index_path).expanduser()
+    folder = index_folder(index_path)
     with IndexWriter(folder) as writer, probing(folder, allow_pickle=allow_pickle, **given) as probe:
         from engine.conductance_cache import FILE, ConductanceCache
 
@@ -134,6 +181,10 @@ def probing(
     cache: str | None,
     cache_size: str,
     device: str,
+    autocast: str,
+    compiler: str,
+    max_batch: int,
+    gpu_memory: float | None,
     model_memory: str,
     model_timeout: float,
 ) -> AbstractContextManager[ProbeModel]:
@@ -148,6 +199,10 @@ def probing(
         cache_bytes=parse_size(cache_size),
         device=device,
         allow_pickle=allow_pickle,
+        autocast=autocast,
+        compiler=compiler,
+        max_batch=max_batch,
+        memory_share=gpu_memory or 1.0,
     )
     return apart(setup, Limits(memory_bytes=parse_size(model_memory), time_s=model_timeout))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from query.cli.output import Advance, bars, data, data_json, note, table
+from query.cli.places import index_folder
 
 if TYPE_CHECKING:
     from engine.index import Index
@@ -36,15 +37,12 @@ class Bench:
     """
 
     def __init__(self, given: dict[str, Any], parent: Bench | None = None) -> None:
-        from engine.errors import IndexUnusableError
         from engine.index import Index
         from query.evaluate.embedding import LazyEncoder, parse_templates
         from query.evaluate.truth import read_truth
 
         self._given = given
         self.name: str = given["index_path"]
-        if "://" in self.name:
-            raise IndexUnusableError(f"the index {self.name} is not a folder: evaluations read embedded indexes")
         for path in (given["out"], given["markdown"]):
             if path:
                 Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +50,7 @@ class Bench:
             from query.evaluate.plots import require_matplotlib
 
             require_matplotlib()
-        self.index: Index = Index(Path(self.name).expanduser())
+        self.index: Index = Index(index_folder(self.name))
         self.encoder: LazyEncoder = LazyEncoder(self.index, given["device"])
         self.templates = parse_templates(given["templates"], self.index)
         self.truth: Truth = parent.truth if parent else read_truth(Path(given["truth_path"]).expanduser())

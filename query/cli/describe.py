@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine.errors import IndexUnusableError, InputError, ModelFailedError, Reason
+from engine.errors import InputError, ModelFailedError, Reason
 from query.cli.add import parse_size, probing, probing_options
 from query.cli.output import bars, data, data_json, format_option, index_option, method_option, note, table
+from query.cli.places import index_folder
 
 if TYPE_CHECKING:
     from engine.outputs import OutputTable
@@ -73,9 +74,7 @@ def describe(
     from query.describe import Describer, DescribeRequest
     from query.vocabulary import read_vocabulary
 
-    if "://" in index_path:
-        raise IndexUnusableError(f"the index {index_path} is not a folder: this version reads embedded indexes")
-    index = Index(Path(index_path).expanduser())
+    index = Index(index_folder(index_path))
     request = DescribeRequest(k, method, outputs or None)
     size = parse_size(max_size)
     vocabulary = read_vocabulary(Path(vocabulary_path)) if vocabulary_path else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from query.cli.output import Function, bars, data, data_json, format_option, note, progress, table
+from query.cli.places import index_folder
 from query.cli.profile import pass_settings, passes_options
 
 if TYPE_CHECKING:
@@ -264,16 +265,14 @@ class _Inputs:
 
 def _inputs(given: dict[str, Any]) -> _Inputs:
     """Known performance, and profiles where there is an index and something needs them."""
-    from engine.errors import IndexUnusableError, InputError
+    from engine.errors import InputError
     from engine.index import Index
     from engine.performance import read_models, read_performance, table_of
 
     name, path = given["index_path"], given["performance_path"]
     index = None
     if name:
-        if "://" in name:
-            raise IndexUnusableError(f"the index {name} is not a folder: evaluations read embedded indexes")
-        index = Index(Path(name).expanduser())
+        index = Index(index_folder(name))
     if path:
         records = read_performance(Path(path).expanduser()).records
     else:

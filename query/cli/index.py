@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from query.cli.add import add
+from query.cli.candidates import candidates
+from query.cli.index_copy import backup, copy, export, migrate, restore
+from query.cli.index_create import (
+    BACKGROUND,
+    BACKGROUND_SIZE,
+    DEVICE,
+    NEAREST,
+    SEED,
+    background_phrases,
+    create,
+    rebuild,
+)
 from query.cli.output import (
-    METHOD_NAMES,
-    bars,
     data,
     data_json,
     format_option,
@@ -22,13 +31,10 @@ from query.cli.output import (
     size,
     table,
 )
+from query.cli.places import index_folder
 
 if TYPE_CHECKING:
     from engine.descriptors import FloatArray
-
-DEVICE = click.option(
-    "--device", default="auto", show_default=True, envvar="HUBHOUND_DEVICE", help="auto, cpu, cuda, cuda:1, mps."
-)
 
 
 @click.group()
@@ -36,154 +42,8 @@ def index() -> None:
     """Make, fill and check an index."""
 
 
-index.add_command(add)
-
-
-def _templates(path: str | None) -> tuple[str, ...]:
-    from engine.concepts import DEFAULT_TEMPLATES
-    from engine.errors import InputError
-    from engine.textfiles import read_lines
-
-    if path is None:
-        return DEFAULT_TEMPLATES
-    templates = tuple(read_lines(Path(path), "template"))
-    if not templates:
-        raise InputError(f"the template file {path} is empty: write one template with {{}} a line")
-    return templates
-
-
-FEW = 100
-"""With fewer background phrases margins are rough."""
-
-
-def _background(path: str | None, count: int, seed: int) -> tuple[tuple[str, ...], str]:
-    """Phrases, and where they come from."""
-    names, source = _phrases(path, count, seed)
-    if len(names) < FEW:
-        note(f"a background of {len(names)} phrases is small: margins will be rough, some hundreds are better")
-    return names, source
-
-
-def _phrases(path: str | None, count: int, seed: int) -> tuple[tuple[str, ...], str]:
-    from engine.calibration import draw_background
-    from engine.textfiles import read_lines
-
-    if path is None:
-        return draw_background(count, seed), f"imagenet21k:{count}@seed={seed}"
-    return tuple(dict.fromkeys(read_lines(Path(path), "background"))), path
-
-
-BACKGROUND = click.option(
-    "--background", metavar="FILE", help="Phrases, one a line; by default class names of ImageNet-21k."
-)
-BACKGROUND_SIZE = click.option(
-    "--background-size", type=click.IntRange(min=11), default=500, show_default=True, help="How many names are drawn."
-)
-SEED = click.option("--seed", type=int, default=0, show_default=True, help="Of every draw.")
-NEAREST = click.option(
-    "--nearest",
-    type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    help="How many of the nearest background phrases make the hubness.",
-)
-METHODS = click.Choice(METHOD_NAMES)
-NORMALISATIONS = click.Choice(["divisive", "none"])
-
-
-@index.command(
-    epilog="""
-\b
-Examples:
-  hubhound index create --index zoo --probes photos/ --encoder open_clip:ViT-B-32/laion2b_s34b_b79k
-  hubhound index create --index zoo --probes dead-leaves:2000 --encoder open_clip:local-dir:my-clip
-  hubhound index create --index zoo --probes hf:zh-plus/tiny-imagenet:valid:4000 --encoder open_clip:hf-hub:timm/ViT-B-16-SigLIP
-"""  # noqa: E501
-)
-@index_option
-@click.option(
-    "--probes",
-    "probe_source",
-    required=True,
-    metavar="P",
-    help="A folder of images, hf:ORG/DATASET:SPLIT:N or dead-leaves:N.",
-)
-@click.option(
-    "--encoder",
-    "encoder_spec",
-    required=True,
-    metavar="E",
-    help="open_clip:ARCH/PRETRAINED, open_clip:hf-hub:ORG/NAME or open_clip:local-dir:FOLDER.",
-)
-@click.option("--top-r", type=click.IntRange(min=1), default=50, show_default=True, help="Probes kept of each output.")
-@BACKGROUND
-@BACKGROUND_SIZE
-@NEAREST
-@click.option(
-    "--templates", metavar="FILE", help="Prompt templates with {}, one a line; their embeddings are averaged."
-)
-@click.option("--method", type=METHODS, default="whitened", show_default=True, help="The default method of searches.")
-@click.option(
-    "--normalise",
-    type=NORMALISATIONS,
-    default="divisive",
-    show_default=True,
-    help="Divide each probe's responses by their spread over a model's outputs; none for the ProbeLog paper's own.",
-)
-@click.option(
-    "--responses",
-    type=click.Choice(["keep", "drop"]),
-    default="keep",
-    show_default=True,
-    help="Archive the full responses, so that index rebuild needs no models.",
-)
-@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read instead of stopping.")
-@SEED
-@DEVICE
-def create(
-    index_path: str,
-    probe_source: str,
-    encoder_spec: str,
-    top_r: int,
-    background: str | None,
-    background_size: int,
-    nearest: int,
-    templates: str | None,
-    method: str,
-    normalise: str,
-    responses: str,
-    skip_bad: bool,
-    seed: int,
-    device: str,
-) -> None:
-    """Make an empty index from a probe set and an encoder."""
-    from engine.creation import create_index
-    from engine.index import IndexSettings, refuse_occupied
-
-    folder = Path(index_path).expanduser()
-    refuse_occupied(folder)
-    prompts = _templates(templates)
-    names, source = _background(background, background_size, seed)
-    settings = IndexSettings(top_r, method, responses, prompts, names, source, nearest, normalise)
-    with bars() as bar:
-        index_ = create_index(
-            folder,
-            probe_source,
-            encoder_spec,
-            settings,
-            seed=seed,
-            skip_bad=skip_bad,
-            device=device,
-            gathering=bar("gathering probes", "images"),
-            embedding=bar("embedding probes", "images"),
-            skipped=lambda error: note(f"left out: {error}"),
-        )
-    manifest = index_.manifest
-    note(
-        f"{folder}: {manifest.probes.count} probes, {manifest.encoder.dimension} dimensions, "
-        f"{manifest.background.count} background phrases"
-    )
-    note(f"next: hubhound index add --index {folder} MODEL...")
+for command in (create, add, rebuild, copy, backup, restore, export, migrate, candidates):
+    index.add_command(command)
 
 
 @index.command()
@@ -194,12 +54,11 @@ def info(index_path: str, with_hubness: bool, form: str) -> None:
     """Say what an index was made with and what is in it."""
     from engine.errors import HubhoundError
     from engine.index import Index
-    from engine.snapshot import Snapshot
     from query.index_facts import crawl_facts, index_facts
 
-    folder = Path(index_path).expanduser()
-    opened = Index(folder)
-    snapshot = Snapshot.open(folder / "snapshots")
+    opened = Index(index_folder(index_path))
+    with progress("reading what has changed", "models") as advance:
+        snapshot = opened.current_snapshot(advance)
     if form == "quiet":
         for model in snapshot.models if snapshot else ():
             data(f"{model.repo}@{model.revision}")
@@ -240,7 +99,7 @@ def info(index_path: str, with_hubness: bool, form: str) -> None:
     ]
     if facts.hubness:
         rows.append(("hubness", f"{facts.hubness.half:,} outputs give half of the answers"))
-    table(str(folder), ["", ""], rows)
+    table(opened.name, ["", ""], rows)
 
 
 def _counted(names: Mapping[str, int]) -> str:
@@ -254,7 +113,7 @@ def models(index_path: str, form: str) -> None:
     """List every model, also copies of others and those that failed or were refused, with the reason."""
     from engine.writer import IndexWriter
 
-    with IndexWriter(Path(index_path).expanduser()) as writer:
+    with IndexWriter(index_folder(index_path)) as writer:
         records = writer.store.models()
         lost = {copy.repo for copy in writer.lost_copies()}
     if form == "json":
@@ -284,14 +143,14 @@ def verify(index_path: str) -> None:
     from engine.errors import IndexUnusableError
     from engine.verify import verify as check
 
-    folder = Path(index_path).expanduser()
+    folder = index_folder(index_path)
     with progress("checking models") as advance:
         problems = check(folder, advance)
     for problem in problems:
         data(problem)
     if problems:
-        raise IndexUnusableError(f"{folder}: {len(problems)} problem(s), see above")
-    note(f"{folder} is whole")
+        raise IndexUnusableError(f"{index_path}: {len(problems)} problem(s), see above")
+    note(f"{index_path} is whole")
 
 
 @index.command()
@@ -302,7 +161,7 @@ def snapshot(index_path: str) -> None:
 
     from engine.writer import IndexWriter
 
-    folder = Path(index_path).expanduser()
+    folder = index_folder(index_path)
     with IndexWriter(folder) as writer:
         shutil.rmtree(folder / "snapshots", ignore_errors=True)  # a damaged generation must not be copied from
         written = writer.snapshot()
@@ -331,8 +190,8 @@ def calibrate(
     from engine.index import describe_background
     from engine.writer import IndexWriter
 
-    folder = Path(index_path).expanduser()
-    names, source = _background(background, background_size, seed)
+    folder = index_folder(index_path)
+    names, source = background_phrases(background, background_size, seed)
     with IndexWriter(folder) as writer, progress("calibrating", "models") as advance:
         opened = writer.index
 
@@ -343,73 +202,4 @@ def calibrate(
         writer.set_background(made, source)
         count = writer.recalibrate(advance)
         writer.finish()
-    note(f"{folder}: {count} models calibrated against {len(names)} phrases")
-
-
-@index.command(
-    epilog="""
-\b
-Examples:
-  hubhound index rebuild --index zoo --to zoo-r100 --top-r 100
-  hubhound index rebuild --index zoo --to zoo-siglip --encoder open_clip:hf-hub:timm/ViT-B-16-SigLIP
-"""
-)
-@index_option
-@click.option("--to", "target", type=click.Path(), required=True, help="Folder of the new index.")
-@click.option("--top-r", type=click.IntRange(min=1), help="Probes kept of each output.")
-@click.option("--method", type=METHODS, help="The default method of searches.")
-@click.option("--normalise", type=NORMALISATIONS, help="What is done to responses before they are described.")
-@click.option("--encoder", "encoder_spec", metavar="E", help="Another encoder.")
-@click.option("--templates", metavar="FILE", help="Other prompt templates.")
-@click.option("--background", metavar="FILE", help="Other background phrases.")
-@click.option("--nearest", type=click.IntRange(min=1), help="How many of the nearest make the hubness.")
-@click.option("--responses", type=click.Choice(["keep", "drop"]), help="Whether the new index keeps them too.")
-@click.option("--probes", "probe_folder", type=click.Path(), help="Where the probe images are now, if they were moved.")
-@DEVICE
-def rebuild(
-    index_path: str,
-    target: str,
-    top_r: int | None,
-    method: str | None,
-    normalise: str | None,
-    encoder_spec: str | None,
-    templates: str | None,
-    background: str | None,
-    nearest: int | None,
-    responses: str | None,
-    probe_folder: str | None,
-    device: str,
-) -> None:
-    """Make a new index with other settings from the responses that an index has kept; no model is run."""
-    from engine.creation import create_like
-    from engine.index import Index, IndexSettings
-    from engine.rebuild import rebuild as fill
-
-    source, folder = Path(index_path).expanduser(), Path(target).expanduser()
-    old = Index(source)
-    manifest = old.manifest
-    phrases = old.background().names, manifest.background.source
-    if background is not None:
-        phrases = _background(background, 0, 0)
-    settings = IndexSettings(
-        top_r or manifest.top_r,
-        method or manifest.method,
-        responses or manifest.responses,
-        _templates(templates) if templates else manifest.encoder.templates,
-        *phrases,
-        nearest or manifest.background.k,
-        normalise or manifest.normalisation,
-    )
-    with bars() as bar:
-        if not (folder / "manifest.json").exists():  # else an earlier run was interrupted: fill in the rest
-            create_like(
-                old,
-                folder,
-                settings,
-                encoder_spec or manifest.encoder.spec,
-                device=device,
-                probe_folder=Path(probe_folder) if probe_folder else None,
-                embedding=bar("embedding probes", "images"),
-            )
-        count = fill(source, folder, bar("rebuilding", "models"))
-    note(f"{folder}: {count} models made again from responses")
+    note(f"{index_path}: {count} models calibrated against {len(names)} phrases")

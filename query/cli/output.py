@@ -70,7 +70,7 @@ def index_option(function: Function) -> Function:
         type=click.Path(),
         required=True,
         envvar="HUBHOUND_INDEX",
-        help="The index: a folder.  [env: HUBHOUND_INDEX]",
+        help="The index: a folder, or qdrant://HOST:PORT/NAME.  [env: HUBHOUND_INDEX]",
     )(function)
 
 

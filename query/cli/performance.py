@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from query.cli.output import data, data_json, format_option, index_option, note, table
+from query.cli.places import index_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +44,7 @@ def import_(file: str, index_path: str, form: str) -> None:
     imported = read_performance(Path(file).expanduser())
     models = {record.model for record in imported.records}
     tasks = {record.task for record in imported.records}
-    with IndexWriter(Path(index_path).expanduser()) as writer:
+    with IndexWriter(index_folder(index_path)) as writer:
         known = {record.point_id: record.value for record in writer.store.performance()}
         writer.put_performance(imported.records)
         written = writer.export_knowledge()
@@ -91,11 +92,12 @@ def list_(index_path: str, task: str | None, form: str) -> None:
     from engine.errors import InputError
     from engine.index import Index
 
-    folder = Path(index_path).expanduser()
+    folder = index_folder(index_path)
     known = Index(folder).knowledge().performance
     tasks = sorted({record.task for record in known})
     if task is not None and task not in tasks:
-        raise InputError(f"nothing is known about task {task!r} in {folder}: it has {', '.join(tasks) or 'no values'}")
+        there = ", ".join(tasks) or "no values"
+        raise InputError(f"nothing is known about task {task!r} in {index_path}: it has {there}")
     ranked = _ranked([record for record in known if task in {None, record.task}])
     if form == "json":
         entries = [
@@ -139,7 +141,7 @@ def remove(index_path: str, task: str | None, model: str | None) -> None:
 
     if task is None and model is None:
         raise click.UsageError("say what to forget: --task, --model or both")
-    with IndexWriter(Path(index_path).expanduser()) as writer:
+    with IndexWriter(index_folder(index_path)) as writer:
         known = writer.store.performance()
         gone = [one for one in known if task in {None, one.task} and model in {None, one.model}]
         if not gone:

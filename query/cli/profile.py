@@ -10,6 +10,7 @@ import click
 
 from query.cli.add import ALLOW_PICKLE, DEVICE, MAX_SIZE, cache_folder, parse_size
 from query.cli.output import Function, bars, data, data_json, fail, format_option, index_option, note, seconds, table
+from query.cli.places import index_folder
 
 if TYPE_CHECKING:
     from engine.schema import Task
@@ -109,7 +110,7 @@ def profile(models: tuple[str, ...], index_path: str, form: str, **given: Any) -
     device = pick_device(given["device"])
     outcomes: list[Profiled] = []
     failures: list[HubhoundError] = []
-    with IndexWriter(Path(index_path).expanduser()) as writer:
+    with IndexWriter(index_folder(index_path)) as writer:
         tasks = _tasks(writer.index.folder, writer.store.tasks(), given["tasks"], index_path)
         try:
             with bars() as bar:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from query.cli.output import bars, data, data_json, format_option, index_option, note, table
+from query.cli.places import index_folder
 from query.cli.profile import pass_settings, passes_options
 
 if TYPE_CHECKING:
@@ -79,22 +80,19 @@ def recommend(
     A model's blocks respond to the images as they do to those of some source tasks; its known ranks on these, weighted
     by likeness, predict its rank. Images that were asked about before cost nothing.
     """
-    from engine.errors import IndexUnusableError
     from engine.index import Index
     from query.recommend import RecommendRequest
     from query.recommend import recommend as answer_to
     from query.request import read_images
     from query.targets import TargetProfiler
 
-    if "://" in index_path:
-        raise IndexUnusableError(f"the index {index_path} is not a folder: this version reads embedded indexes")
     strange = [path for path in more_images if not Path(path).expanduser().exists()]
     if strange:
         raise click.UsageError(f"{strange[0]!r} is no image; models to choose from are named with --candidates")
     wanted = _candidates(candidates)
     shown = read_images((*images, *more_images))  # a shell makes several arguments of photos/*.jpg
     request = RecommendRequest(shown, tuple(wanted), k, _count(max_params), eta, gamma, explain=explain)
-    index = Index(Path(index_path).expanduser())
+    index = Index(index_folder(index_path))
     with bars() as bar:
         current = bar("reading", "images")
 

@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from query.api.settings import Settings, flag, variable
 from query.cli.output import note
+from query.cli.places import index_folder
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -85,14 +86,11 @@ def serve(**given: Any) -> None:
 
     A newer snapshot of the index is taken over while requests are answered.
     """
-    from engine.errors import IndexUnusableError
-
     values = {name: value for name, value in given.items() if value is not None and value != ()}
     if "index" not in values and not any(os.environ.get(name) for name in ("HUBHOUND_INDEX", "HUBHOUND_SERVE_INDEX")):
         raise click.UsageError("Missing option '--index'.")
-    settings = Settings.read(values)
-    if "://" in str(values.get("index", settings.index)):
-        raise IndexUnusableError(f"the index {values['index']} is not a folder: this version serves embedded indexes")
+    index = values.get("index") or os.environ.get("HUBHOUND_SERVE_INDEX") or os.environ["HUBHOUND_INDEX"]
+    settings = Settings.read(values | {"index": index_folder(index)} if "://" in index else values)
     from query.api.server import serve as run
 
     run(settings, note if settings.log_format == "text" else _log)

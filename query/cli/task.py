@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from query.cli.output import bars, data, data_json, format_option, index_option, note, table
+from query.cli.places import index_folder
 
 if TYPE_CHECKING:
     from engine.knowledge import Knowledge
@@ -70,7 +71,7 @@ def add(
 
     if each == (name is not None):
         raise click.UsageError("give the NAME of a task, or --each for every folder in DIR")
-    with IndexWriter(Path(index_path).expanduser()) as writer:
+    with IndexWriter(index_folder(index_path)) as writer:
         folder = Path(images).expanduser()
         chosen = _subfolders(folder) if each else {str(name): folder}
         done: list[_Added] = []
@@ -109,7 +110,7 @@ def list_(index_path: str, form: str) -> None:
     """List the tasks, and how much is known about each."""
     from engine.index import Index
 
-    knowledge = Index(Path(index_path).expanduser()).knowledge()
+    knowledge = Index(index_folder(index_path)).knowledge()
     profiled, ranked = _counts(knowledge)
     if form == "json":
         entries = [
@@ -159,7 +160,7 @@ def remove(name: str, index_path: str) -> None:
     from engine.tasks import drop_task
     from engine.writer import IndexWriter
 
-    with IndexWriter(Path(index_path).expanduser()) as writer:
+    with IndexWriter(index_folder(index_path)) as writer:
         profiles = len(writer.store.profiles(task=name))
         drop_task(writer, name)
         writer.export_knowledge()

@@ -345,7 +345,7 @@ def test_a_derived_hub_is_an_index_like_any_other(
         (["retrieval", "--queries", "nowhere.json"], "queries file nowhere.json cannot be read"),
         (["retrieval", "--images", "nowhere.csv"], "images file nowhere.csv cannot be read"),
         (["retrieval", "--index", "nowhere"], "no index at nowhere"),
-        (["retrieval", "--index", "qdrant://host:6333/zoo"], "not a folder"),
+        (["retrieval", "--index", "qdrant://host:6333"], "the name of an index on a server"),
         (["retrieval", "--background", "5000"], "5000"),
         (["sweep", "r", "--values", "5,900"], "top r is 900"),
         (["sweep", "templates", "--values", "6"], "6 templates: there are 5"),

@@ -279,7 +279,7 @@ def test_a_port_that_is_taken(zoo: Path, tmp_path: Path, refused: Refused) -> No
         (["--host", "no.such.host.invalid", "--insecure"], "there is no such address"),
         (["--host", "203.0.113.77", "--insecure"], "this machine does not have the address"),
         (["--index", "nowhere"], "no index at nowhere"),
-        (["--index", "qdrant://localhost/zoo"], "is not a folder: this version serves embedded indexes"),
+        (["--index", "qdrant://localhost"], "the name of an index on a server"),
         (["--api-key-file", "missing.txt"], "--api-key-file missing.txt"),
         (["--vocabulary", "missing.txt"], "missing.txt"),
         (["--cors-origin", "example.org"], "--cors-origin 'example.org' is no origin"),

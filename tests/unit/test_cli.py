@@ -128,8 +128,8 @@ def test_no_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["search", "cat"], ["index", "info"], ["index", "verify"], ["index", "snapshot"]):
         assert run([*command, "--index", str(tmp_path / "none")]) == 1
         assert "no index at" in one_line(capsys)
-    assert run(["search", "cat", "--index", "qdrant://host:6333/zoo"]) == 1
-    assert "not a folder" in one_line(capsys)
+    assert run(["search", "cat", "--index", "qdrant://host:6333"]) == 1
+    assert "the name of an index on a server" in one_line(capsys)
 
 
 def test_another_encoder_is_named(

@@ -308,9 +308,9 @@ def test_images_that_cannot_be_used(zoo: Path, tmp_path: Path, capsys: pytest.Ca
         assert message in refusal(capsys, "recommend", "--images", path, "--index", zoo)
 
 
-def test_indexes_on_a_server_are_refused(target: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    line = refusal(capsys, "recommend", "--images", target[0], "--index", "qdrant://host:6333/zoo")
-    assert "is not a folder" in line
+def test_a_wrong_address_is_one_line(target: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "recommend", "--images", target[0], "--index", "qdrant://host:6333")
+    assert "the name of an index on a server" in line
 
 
 @pytest.mark.parametrize(

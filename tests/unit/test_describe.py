@@ -384,7 +384,7 @@ def test_command_shows_only_disagreements(large: Index, words: Path, capsys: pyt
         (["right"], 1, "did you mean org/right"),
         (["org/right", "--output", "99"], 1, "outputs 0 to 39"),
         (["org/right", "--vocabulary", "absent.txt"], 1, "absent.txt"),
-        (["org/right", "--index", "qdrant://x:1/y"], 1, "not a folder"),
+        (["org/right", "--index", "qdrant://x:1"], 1, "the name of an index on a server"),
         (["org/right", "--index", "absent"], 1, "no index at absent"),
         (["org/right", "-k", "0"], 2, "-k"),
         ([], 2, "MODEL"),

@@ -178,7 +178,7 @@ def test_models_without_profiles_are_named(index: SimpleNamespace, capsys: pytes
         (("--performance", "TABLE", "--reference", "none", "--methods", "inb"), 1, "--reference"),
         (("--performance", "TABLE", "--eta", "nan"), 1, "eta and gamma"),
         (("--performance", "no.csv"), 1, "no.csv cannot be read"),
-        (("--index", "qdrant://host/zoo"), 1, "not a folder"),
+        (("--index", "qdrant://host"), 1, "the name of an index on a server"),
         (("--performance", "TABLE", "--analyses", "best"), 2, "'best' is not one of grid"),
         (("--performance", "TABLE", "--analyses", ","), 2, "at least one"),
         (("--performance", "TABLE", "--analyses", "all"), 1, "the analyses grid, sampling, proxy, correlation"),

@@ -1,0 +1,413 @@
+"""An index on a Qdrant server, and the folder in which each machine works with it.
+
+The server has everything: models, outputs and what is known about tasks in the store, the other files on the shelf
+(:mod:`engine.store.shelf`). A machine that uses the index keeps a *working folder*, which is an index's folder in all
+respects, except that ``server.json`` stands in place of ``store/``::
+
+    server.json        address and identity of the store
+    manifest.json ...  core files, brought up to date whenever the index is opened
+    probes/, tasks/    fetched when something first needs them
+    snapshots/         what queries scan, brought up to date by the models that changed (engine.catching_up)
+
+Apart from a crawl's journal it is a cache: it can be removed and comes back.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from filelock import FileLock
+from platformdirs import user_data_path
+
+from engine.errors import IndexDamagedError, IndexMissingError, InputError
+from engine.files import read_json, write_json
+from engine.index_files import MANIFEST, UNFINISHED, Group, IndexFile, checked_path, index_files
+from engine.manifest import unfinished
+from engine.store.address import ServerAddress
+from engine.store.base import DescriptorStore
+
+if TYPE_CHECKING:
+    from engine.store.server import ServerChoices, ServerStore
+    from engine.store.shelf import FileShelf, ShelfEntry
+
+FILE = "server.json"
+"""Makes a folder a working folder."""
+
+VLMS = "vlms"
+"""What may follow the name in an address: the crawl of vision-language models has a journal of its own."""
+
+_FETCHED = "fetched.json"
+_KNOWLEDGE = "knowledge.seq"  # on the shelf: changes with every change of what is known about tasks
+
+Progress = Callable[[int, int], None]
+
+_STORES: dict[tuple[int, str, str], ServerStore] = {}
+"""Of this process, by address and identity."""
+
+
+def data_folder() -> Path:
+    """Where working folders are kept: ``HUBHOUND_DATA``, or the user's data folder."""
+    given = os.environ.get("HUBHOUND_DATA")
+    return Path(given).expanduser() if given else user_data_path("hubhound")
+
+
+def index_folder(index: str | Path, *, offline: bool = False) -> Path:
+    """The folder to work in for an index, wherever it is.
+
+    Args:
+        index: A folder, which is returned as it is; or a server's address (``ServerAddress.parse``): its working folder
+            is made if it is new, and its core files are brought up to date.
+        offline: Ask no server: whatever the working folder holds will do.
+
+    Raises:
+        InputError: The address cannot be used.
+        IndexMissingError: There is no such index on the server.
+        StoreError: The server refused or did not answer.
+        OSError: The working folder cannot be written.
+    """
+    text = str(index)
+    if not ServerAddress.is_server(text):
+        return Path(index).expanduser()
+    place, mark, options = text.partition("?")
+    below = VLMS if place.endswith(f"/{VLMS}") else ""
+    address = ServerAddress.parse(place.removesuffix(f"/{VLMS}") + mark + options)
+    folder = working_folder(address) if offline else Remote.attach(address).folder
+    return folder / below if below else folder
+
+
+def working_folder(address: ServerAddress) -> Path:
+    """Where a machine works with an index on a server; it need not exist."""
+    host = address.host.replace(":", "_")
+    return data_folder() / "servers" / f"{host}_{address.port}" / address.name
+
+
+def refuse_taken(address: ServerAddress) -> None:
+    """Refuses to make an index where there is one; what an interrupted creation has left is removed.
+
+    Raises:
+        InputError: There is one.
+        IndexDamagedError: There is an unfinished copy.
+        StoreError: The server refused or did not answer, or the collections are of another project.
+    """
+    from engine.store.server import ServerStore
+    from engine.store.shelf import FileShelf
+
+    try:
+        store = ServerStore.open(address.connect(), address.name)
+    except IndexMissingError:
+        return
+    with store:
+        core = FileShelf(store).entries(["core"])
+        if MANIFEST in core or store.count("models"):
+            raise InputError(f"there is an index at {address} already: choose another name, or delete it first")
+        if UNFINISHED in core:
+            raise unfinished(str(address))
+        store.destroy()
+
+
+@contextmanager
+def new_index(index: str, spread: Mapping[str, int], progress: Progress | None = None) -> Iterator[Path]:
+    """Where to make a new, empty index; one for a server is brought there when it is made.
+
+    Args:
+        index: A folder, or a server's address.
+        spread: Fields of ``ServerChoices``; of no account for a folder.
+        progress: Called with (files brought to the server, files in all).
+
+    Yields:
+        The folder to make it in, which does not exist or is the one given.
+
+    Raises:
+        InputError: There is one already.
+        StoreError: The server refused or did not answer.
+    """
+    if not ServerAddress.is_server(index):
+        yield Path(index).expanduser()
+        return
+    from engine.store.server import ServerChoices
+
+    address = ServerAddress.parse(index)
+    refuse_taken(address)
+    parent = working_folder(address).parent
+    parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=parent, prefix=f".{address.name}.new."))
+    try:
+        yield scratch / "index"
+        Remote.create(address, scratch / "index", ServerChoices(**spread), progress)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_index(index: str) -> bool:
+    """Whether there is a complete index at a folder or an address.
+
+    Raises:
+        StoreError: The server refused or did not answer.
+    """
+    try:
+        return (index_folder(index) / MANIFEST).exists()
+    except IndexMissingError:
+        return False
+
+
+def open_store(folder: Path) -> DescriptorStore:
+    """Opens the store of an index.
+
+    Args:
+        folder: Of the index, or to work with one on a server.
+
+    Raises:
+        IndexMissingError: There is none.
+        IndexLockedError: Another process has the embedded store open.
+        StoreError: It is damaged, or the server refused or did not answer.
+    """
+    remote = Remote.of(folder)
+    if remote is not None:
+        return remote.open_store()
+    from engine.store.edge import EdgeStore
+
+    return EdgeStore.open(folder / "store")
+
+
+def shown(folder: Path) -> str:
+    """An index as its user named it: the address of one on a server, the folder of any other."""
+    remote = Remote.of(folder)
+    return str(folder) if remote is None else str(remote.address)
+
+
+class Remote:
+    """An index on a server, seen from its working folder.
+
+    Args:
+        address: Of the index.
+        folder: To work in.
+        identity: Of the store that the folder belongs to.
+    """
+
+    def __init__(self, address: ServerAddress, folder: Path, identity: str) -> None:
+        self.address = address
+        self.folder = folder
+        self.identity = identity
+
+    @classmethod
+    def of(cls, folder: Path) -> Self | None:
+        """What a working folder belongs to; None if the folder is none.
+
+        Raises:
+            IndexDamagedError: ``server.json`` cannot be read.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            return None
+        value = read_json(path)
+        try:
+            return cls(ServerAddress.parse(value["address"]), folder, str(value["identity"]))  # type: ignore[index]
+        except (KeyError, TypeError, InputError) as error:
+            raise IndexDamagedError(f"the file {path} is damaged: remove the folder {folder}", folder) from error
+
+    @classmethod
+    def attach(cls, address: ServerAddress) -> Self:
+        """Makes or updates the working folder of an index on a server.
+
+        Raises:
+            IndexMissingError: There is no such index on the server.
+            StoreError: The server refused or did not answer.
+            OSError: The folder cannot be written.
+        """
+        folder = working_folder(address)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            from engine.store.server import ServerStore
+
+            try:
+                store = ServerStore.open(address.connect(), address.name)
+            except IndexMissingError as error:
+                raise IndexMissingError(str(address)) from error
+            remote = cls(address, folder, store.identity)
+            remote._keep(store)
+            before = cls.of(folder) if (folder / FILE).exists() else None
+            if before is None or before.identity != store.identity:
+                if any(folder.iterdir()):  # what it holds belongs to an index that is no longer there
+                    shutil.rmtree(folder)
+                    folder.mkdir()
+                write_json(folder / FILE, {"address": str(address), "identity": store.identity})
+            elif str(before.address) != str(address):  # by another protocol
+                write_json(folder / FILE, {"address": str(address), "identity": store.identity})
+            remote.refresh()
+        return remote
+
+    @classmethod
+    def create(
+        cls, address: ServerAddress, index: Path, choices: ServerChoices, progress: Progress | None = None
+    ) -> Self:
+        """Makes an empty index on a server from an empty embedded one, which becomes the working folder.
+
+        Args:
+            address: Of the new index.
+            index: Folder of the embedded one, on the disk of the working folders. It is gone afterwards.
+            choices: How the server spreads and keeps it.
+            progress: Called with (files brought to the server, files in all).
+
+        Raises:
+            InputError: There is an index at the address already.
+            StoreError: The server refused or did not answer.
+            OSError: The working folder cannot be written.
+        """
+        from engine.store.edge import EdgeStore
+        from engine.store.server import ServerStore
+
+        refuse_taken(address)
+        with EdgeStore.open(index / "store") as embedded:
+            layout = embedded.layout
+        store = ServerStore.create(address.connect(), address.name, layout, choices)
+        folder = working_folder(address)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(index / "store")
+            index.rename(folder)
+            write_json(folder / FILE, {"address": str(address), "identity": store.identity})
+            remote = cls(address, folder, store.identity)
+            remote._keep(store)
+            remote.publish(list(index_files(folder)), progress)
+            remote._remember({"probes/": store.identity})
+            remote.refresh()
+        return remote
+
+    @property
+    def store(self) -> ServerStore:
+        """The store, opened when the process first needs it and kept."""
+        store = _STORES.get(self._key)
+        return store if store is not None else self._keep(self.open_store())
+
+    @property
+    def _key(self) -> tuple[int, str, str]:
+        return os.getpid(), str(self.address), self.identity  # a fork must not share its parent's connection
+
+    def _keep(self, store: ServerStore) -> ServerStore:
+        return _STORES.setdefault(self._key, store)
+
+    def open_store(self) -> ServerStore:
+        """Opens the store once more, for a writer that will close it.
+
+        Raises:
+            IndexMissingError: The index is no longer on the server.
+            IndexDamagedError: Another one has taken its place.
+            StoreError: The server refused or did not answer.
+        """
+        from engine.store.server import ServerStore
+
+        store = ServerStore.open(self.address.connect(), self.address.name)
+        if store.identity != self.identity:
+            store.close()
+            raise IndexDamagedError(
+                f"the index {self.address} was made again since this began: start again", str(self.address)
+            )
+        return store
+
+    @cached_property
+    def shelf(self) -> FileShelf:
+        """The index's files on the server."""
+        from engine.store.shelf import FileShelf
+
+        return FileShelf(self.store)
+
+    def refresh(self) -> bool:
+        """Brings the core files and what is known about tasks up to date.
+
+        Returns:
+            Whether the manifest has changed.
+
+        Raises:
+            IndexMissingError: The index is not complete: it is being made, or making it was interrupted.
+            StoreError: The server refused or did not answer.
+        """
+        entries = self.shelf.entries(["core"])
+        manifest = entries.pop(MANIFEST, None)
+        if manifest is None:
+            raise unfinished(str(self.address)) if UNFINISHED in entries else IndexMissingError(str(self.address))
+        entries.pop(UNFINISHED, None)
+        before = self._fetched()
+        changed = before.get(MANIFEST) != manifest.sha256
+        self._fetch([entry for entry in entries.values() if entry.path != _KNOWLEDGE], before)
+        known = entries.get(_KNOWLEDGE)
+        if known is not None and before.get(_KNOWLEDGE) != known.sha256:
+            self._export_knowledge()
+            before[_KNOWLEDGE] = known.sha256
+        self._fetch([manifest], before)
+        return changed
+
+    def fetch(self, group: Group, owner: str | None = None, progress: Progress | None = None) -> None:
+        """Brings files of a group here that are not here yet.
+
+        Args:
+            group: Which.
+            owner: Only of this one (``engine.store.shelf.owner_of``).
+            progress: Called with (files done, files in all).
+
+        Raises:
+            IndexDamagedError: A file on the server is damaged.
+            StoreError: The server refused or did not answer.
+        """
+        with FileLock(self.folder.with_name(f".{self.folder.name}.{group}.lock")):
+            before = self._fetched()
+            self._fetch(list(self.shelf.entries([group], owner).values()), before, progress)
+
+    def fetch_once(self, group: Group) -> None:
+        """As ``fetch``, for what does not change while the index lives."""
+        marker = f"{group}/"
+        if marker not in self._fetched():
+            self.fetch(group)
+            with FileLock(self.folder.with_name(f".{self.folder.name}.{group}.lock")):
+                self._remember({**self._fetched(), marker: self.identity})
+
+    def publish(self, files: Sequence[IndexFile], progress: Progress | None = None) -> None:
+        """Puts files of the working folder on the server, in the order given.
+
+        Raises:
+            OSError: A file cannot be read.
+            StoreError: The server refused or did not answer.
+        """
+        self.shelf.put([(file.path, file.group, self.folder / file.path) for file in files], progress)
+
+    def publish_core(self) -> None:
+        """Puts core files on the server that have changed here, the manifest last."""
+        *others, manifest = list(index_files(self.folder, ["core"]))
+        self.publish(others)
+        self.publish([manifest])
+
+    def touch_knowledge(self) -> None:
+        """Says that what is known about tasks is changing or has changed: others read it anew."""
+        self.shelf.put_bytes(_KNOWLEDGE, "core", os.urandom(16))
+
+    def _export_knowledge(self) -> None:
+        from engine.knowledge import Knowledge
+
+        Knowledge.of(self.store.knowledge()).write(self.folder)
+
+    def _fetch(self, entries: Sequence[ShelfEntry], before: dict[str, str], progress: Progress | None = None) -> None:
+        wanted = [
+            entry
+            for entry in entries
+            if before.get(entry.path) != entry.sha256 or not checked_path(self.folder, entry.path).is_file()
+        ]
+        self.shelf.fetch(wanted, lambda path: checked_path(self.folder, path), progress)
+        before.update({entry.path: entry.sha256 for entry in wanted})
+        self._remember(before)
+
+    def _fetched(self) -> dict[str, str]:
+        path = self.folder / _FETCHED
+        if not path.is_file():
+            return {}
+        value = read_json(path)
+        return {str(key): str(sha256) for key, sha256 in value.items()} if isinstance(value, dict) else {}
+
+    def _remember(self, fetched: dict[str, str]) -> None:
+        if fetched != self._fetched():
+            write_json(self.folder / _FETCHED, fetched)
