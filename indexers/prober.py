@@ -12,6 +12,7 @@ import torch
 
 from engine.descriptors import are_probabilities, centred_log_probabilities
 from engine.errors import ModelFailedError, Reason
+from engine.placement import Placement, out_of_memory
 from engine.probes import ProbeSet
 from engine.throughput import Runner, Way
 from indexers.loaders.base import LoadedModel
@@ -27,12 +28,20 @@ class Responses:
         probabilities: Whether it does.
         decode_s: Seconds spent on decoding and resizing; 0 where the pixels lay ready.
         forward_s: Seconds spent on running the model.
+        half: Half precision that it ran in (``float16`` ...), None for float32.
+        moved: How far half precision moves its descriptors, where it was tried (`engine.autocast.deviation`).
+        compiled: Whether it ran as torch.compile made it.
+        batch: Images at once, in the end.
     """
 
     values: npt.NDArray[np.float32]
     probabilities: bool
     decode_s: float
     forward_s: float
+    half: str | None = None
+    moved: float | None = None
+    compiled: bool = False
+    batch: int = 1
 
 
 class Prober:
@@ -41,13 +50,13 @@ class Prober:
     Args:
         probes: The probe set.
         cache: Where preprocessed probes are kept.
-        device: Where models run.
+        where: Where models run, and how.
     """
 
-    def __init__(self, probes: ProbeSet, cache: PixelCache, device: torch.device) -> None:
+    def __init__(self, probes: ProbeSet, cache: PixelCache, where: torch.device | Placement) -> None:
         self._probes = probes
         self._cache = cache
-        self._device = device
+        self._placement = where if isinstance(where, Placement) else Placement(where)
         self._ways: dict[tuple[str, int, tuple[int, int]], Way] = {}
 
     def probe(
@@ -74,7 +83,7 @@ class Prober:
         pixels = self._cache.get(self._probes, model.preprocessing, decoding)
         decoded = time.perf_counter()
         try:
-            values = self._run(model, pixels, running)
+            values, runner = self._run(model, pixels, running)
         except ModelFailedError:
             raise
         except (MemoryError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
@@ -85,28 +94,36 @@ class Prober:
             probabilities,
             decoded - started,
             time.perf_counter() - decoded,
+            None if runner.dtype is None else str(runner.dtype).removeprefix("torch."),
+            runner.moved,
+            bool(runner.compiled),
+            runner.way.batch if runner.way else 1,
         )
 
     def _run(
         self, model: LoadedModel, pixels: npt.NDArray[np.uint8], running: Callable[[int, int], None] | None
-    ) -> npt.NDArray[np.float32]:
+    ) -> tuple[npt.NDArray[np.float32], Runner]:
         n = len(pixels)
         preprocessing = model.preprocessing
-        mean = torch.tensor(preprocessing.mean, device=self._device).view(1, 3, 1, 1)
-        std = torch.tensor(preprocessing.std, device=self._device).view(1, 3, 1, 1)
+        device = self._placement.device
+        mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
         factor, shift = preprocessing.scale / std, -mean / std
 
         def fetch(start: int, stop: int) -> torch.Tensor:
             return torch.from_numpy(np.array(pixels[start:stop]))
 
+        def sample(count: int) -> torch.Tensor:
+            return torch.from_numpy(np.array(pixels[np.linspace(0, n - 1, count).astype(np.intp)]))
+
         def forward(images: torch.Tensor) -> torch.Tensor:
             return model.forward(model.module, torch.addcmul(shift, images.float(), factor))
 
         key = (model.architecture, model.parameters, preprocessing.size)
-        runner = Runner(forward, model.module, self._device, self._ways.get(key))
+        runner = Runner(forward, model.module, self._placement, self._ways.get(key))
         values: npt.NDArray[np.float32] | None = None
         done = 0
-        for answer in runner.run(fetch, n, (lambda i: running(i, n)) if running else None):
+        for answer in runner.run(fetch, n, (lambda i: running(i, n)) if running else None, sample):
             if answer.ndim != 2 or not answer.shape[1]:
                 raise ModelFailedError(
                     Reason.NOT_A_CLASSIFIER,
@@ -122,11 +139,10 @@ class Prober:
             self._ways[key] = runner.way
         if values is None:
             raise ValueError("no probes")
-        return values
+        return values, runner
 
 
 def _failure(model: LoadedModel, error: Exception) -> ModelFailedError:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    starved = isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
-    reason = Reason.OUT_OF_MEMORY if starved else Reason.RUN_FAILED
+    reason = Reason.OUT_OF_MEMORY if out_of_memory(error) else Reason.RUN_FAILED
     return ModelFailedError(reason, f"{text} ({type(error).__name__})", model.repo, model.revision)

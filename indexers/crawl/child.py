@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import ModelError, ProbeError, Reason
+from engine.placement import still_works
 from engine.probes import ProbeSet
-from engine.throughput import pick_device
 from indexers import loaders
 from indexers.crawl import sandbox
 from indexers.crawl.limits import Limits, Setup
@@ -68,13 +68,16 @@ def live(end: socket.socket, scratch: Path, setup: Setup, limits: Limits, probes
     cache = PixelCache(setup.cache, setup.cache_bytes, outbox=scratch)
     channel = Channel(end)
     channel.send(Hello(layers=sandbox.apply(scratch, limits, parent=parent, on_gpu=setup.on_gpu)))
-    prober = None if probes is None else Prober(probes, cache, pick_device(setup.device))
+    placement = setup.place()
+    prober = None if probes is None else Prober(probes, cache, placement)
     while True:
         try:
             job = read_job(channel.receive() or b"")
             reply = _work(job, prober, cache, scratch, setup, _teller(channel))
             _give_back()
             channel.send(reply)
+            if isinstance(reply, Failure) and not still_works(placement.device):
+                return  # what broke the device would break every model after it
         except ClosedError:
             return
 

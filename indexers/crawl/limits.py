@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.placement import Placement  # imports torch, which a daemon does without
 
 GIGABYTE = 10**9
 SCRATCH_ENTRIES = 2000
@@ -43,6 +47,10 @@ class Setup:
         device: Where models run: ``auto``, ``cpu``, ``cuda`` ...
         allow_pickle: Also open pickled weights, restricted to tensors.
         towers: They are vision-language models, whose towers are shown images of tasks, and no probes.
+        autocast: What half precision models are tried in, as ``engine.placement.place`` takes it.
+        compiler: Backend of torch.compile, ``off`` for none; only one that starts no compiler can work.
+        max_batch: Images at once, at most.
+        memory_share: Of a GPU's memory that each process may take, in (0, 1].
     """
 
     index: Path
@@ -52,6 +60,26 @@ class Setup:
     device: str = "cpu"
     allow_pickle: bool = False
     towers: bool = False
+    autocast: str = "auto"
+    compiler: str = "off"
+    max_batch: int = 512
+    memory_share: float = 1.0
+
+    def place(self) -> Placement:
+        """Where and how models run; on a GPU its driver is started, so that this process can no longer be forked.
+
+        Raises:
+            InputError: The device or something else is unknown or absent.
+        """
+        from engine.placement import place
+
+        return place(
+            self.device,
+            autocast=self.autocast,
+            compiler=self.compiler,
+            max_batch=self.max_batch,
+            memory_share=self.memory_share,
+        )
 
     @property
     def on_gpu(self) -> bool:

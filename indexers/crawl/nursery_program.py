@@ -57,10 +57,12 @@ class _Program:
     def _import(self, preload: str | None) -> None:
         import importlib
 
-        import torch
+        from engine.placement import cuda_is_there
 
-        from engine.throughput import pick_device
-
+        if not self._setup.on_gpu:
+            self._setup.place()
+        elif not cuda_is_there():
+            raise InputError(f"device {self._setup.device!r} cannot be used: there is no CUDA here")
         importlib.import_module("indexers.crawl.child")
         # Not that of ONNX: its runtime starts a thread when it is imported, and it is imported in no time.
         loaders = ["indexers.loaders.timm_loader", "indexers.loaders.transformers_loader"]
@@ -69,10 +71,6 @@ class _Program:
             importlib.import_module(module)
         if preload:
             importlib.import_module(preload)
-        if not self._setup.on_gpu:
-            pick_device(self._setup.device)
-        elif not torch.cuda.is_available():
-            raise InputError(f"device {self._setup.device!r} cannot be used: there is no CUDA here")
 
     def _open_probes(self) -> dict[str, object]:
         if self._setup.towers:
