@@ -26,6 +26,7 @@ _COMMANDS = {
     "profile": ("query.cli.profile", "profile", "Compute models' conductance on tasks."),
     "task": ("query.cli.task", "task", "Keep samples of images that models are profiled on."),
     "performance": ("query.cli.performance", "performance", "Keep how well models are known to do on tasks."),
+    "plan": ("query.cli.plan", "plan", "What a hub of so many models will take: bytes, hours, queries a second."),
     "describe": ("query.cli.describe", "describe", "Names for what a model's outputs recognise."),
 }
 
