@@ -144,6 +144,14 @@ class SearchAnswer(Record):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
+class ServedAnswer(SearchAnswer):
+    """The answer to a search with candidates from a server; ``exact`` says whether no other output can be better."""
+
+    engine: str = Field(description="What found the candidates.")
+    candidates: int = Field(description="Outputs that were fetched and compared for a question, most of all questions.")
+    rounds: int = Field(description="How often the server was asked for more, most of all questions.")
+
+
 def also(copies: Sequence[str], most: int = 2) -> str:
     """The copies of a hit for people: ``also: org/b, org/c (+12 more)``.
 

@@ -56,7 +56,7 @@ def parse_conditions(texts: Sequence[str]) -> tuple[Condition, ...]:
         if not equals or key not in KEYS or not value:
             raise InputError(f"--where {text!r}: use KEY=VALUE with KEY one of {', '.join(KEYS)}")
         if key in {"max-parameters", "min-downloads"}:
-            _number(text, value)
+            read_number(text, value)
         if key == "label" and value.lower() not in {"yes", "no"}:
             raise InputError(f"--where {text!r}: label=yes finds outputs with a declared label, label=no those without")
         conditions.append(Condition(key, value))
@@ -136,7 +136,7 @@ class Filter:
             distinct, number = self._text(key)
             fits = re.compile(translate(value.lower())).match
             return np.array([own is not None and fits(own) is not None for own in distinct], np.bool_)[number]
-        own, limit = self._numeric(key), _number(key, value)  # nan, where it is not known, is neither above nor below
+        own, limit = self._numeric(key), read_number(key, value)  # unknown ones are nan, neither above nor below
         return own <= limit if key == "max-parameters" else own >= limit
 
     def _text(self, key: str) -> tuple[tuple[str | None, ...], npt.NDArray[np.int64]]:
@@ -155,12 +155,21 @@ class Filter:
         return self._numerics[key]
 
 
-def _number(text: str, value: str) -> float:
+def read_number(text: str, value: str) -> float:
+    """The number that a condition compares with: 5000000, 5e6 or 5M.
+
+    Args:
+        text: The condition, for the error.
+        value: What stands after ``=``.
+
+    Raises:
+        InputError: It is none.
+    """
     unit = _UNITS.get(value[-1].lower())
     try:
-        number = float(value[:-1] if unit else value) * (unit or 1)
+        found = float(value[:-1] if unit else value) * (unit or 1)
     except ValueError:
-        number = float("nan")
-    if not np.isfinite(number):
+        found = float("nan")
+    if not np.isfinite(found):
         raise InputError(f"--where {text!r}: {value!r} is not a number (5000000, 5e6 and 5M are)")
-    return number
+    return found

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from engine.errors import IndexUnusableError, InputError
-from query.answers import Hit, ModelHit, Result, SearchAnswer, also
+from engine.errors import InputError
+from query.answers import Hit, ModelHit, Result, SearchAnswer, ServedAnswer, also
 from query.cli.output import bars, data, data_json, format_option, index_option, method_option, note, table
+from query.cli.places import index_folder
 
 if TYPE_CHECKING:
+    from engine.index import Index
+    from query.cli.output import Advance
     from query.request import SearchRequest
+    from query.search import Searcher
+    from query.served import ServedSearcher
 
 SHOWN = 12
 """How many matched concepts of a model a table shows, and with --explain how many copies."""
@@ -31,6 +37,7 @@ Examples:
   hubhound search --images photos/forklift/ --rerank dcd --rerank-weight 0.3 --index zoo
   hubhound search --like timm/resnet50.a1_in1k#207 --index zoo
   hubhound search --like microsoft/resnet-18 --level model --index zoo
+  hubhound search forklift --engine qdrant --index qdrant://db.example:6333/zoo
 """
 )
 @click.argument("concepts", nargs=-1, metavar="[CONCEPT]...")
@@ -84,6 +91,18 @@ Examples:
     help="What speaks for an output: what it responds to, what it is called, or both.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["auto", "scan", "qdrant", "candidates"]),
+    default="auto",
+    show_default=True,
+    envvar="HUBHOUND_ENGINE",
+    help="Of an index on a Qdrant server: scan compares all outputs here, for which they are fetched once, later only "
+    "those that changed; qdrant has the server look through all outputs, fetches a few hundred, and says whether the "
+    "answer is certified exact; candidates asks the graph that 'hubhound index candidates' made, and certifies "
+    "nothing; auto scans up to 2,000,000 outputs and what was fetched before, and takes qdrant for the rest.  "
+    "[env: HUBHOUND_ENGINE]",
+)
+@click.option(
     "--rerank",
     type=click.Choice(["dcd"]),
     help="With --images: reorder the best hits by how well each model's conductance covers the images. Every candidate "
@@ -127,6 +146,7 @@ def search(
     where: tuple[str, ...],
     method: str | None,
     evidence: str,
+    engine: str,
     rerank: str | None,
     rerank_weight: float | None,
     rerank_top: int | None,
@@ -146,7 +166,6 @@ def search(
     from engine.probes import SUFFIXES
     from query.filters import parse_conditions
     from query.request import SearchRequest, read_concepts, read_images
-    from query.search import Searcher
 
     if not (concepts or images or likes):
         raise click.UsageError("there is nothing to search for: write a CONCEPT, or use --images or --like")
@@ -177,14 +196,14 @@ def search(
         from query.contact_sheet import check_sheet_path
 
         check_sheet_path(Path(sheet).expanduser())
-    index = Index(_folder(index_path))
+    index = Index(index_folder(index_path))
     reranking = None
     if rerank or rerank_weight is not None or rerank_top is not None or model_folders:
         from query.cli.reranking import Reranking
 
         reranking = Reranking.of(rerank, rerank_weight, rerank_top, model_folders, request)
     with bars() as bar:
-        searcher = Searcher(index, progress=bar("embedding labels", "labels") if evidence != "probes" else None)
+        searcher = _searcher(index, engine, request, bar)
         bar("reading the question", "")  # the encoder may have to be loaded, which takes seconds
         questions = searcher.ask(request)
         answer = searcher.answer(reranking.widened(request) if reranking else request, questions)
@@ -229,10 +248,29 @@ def _write(answer: SearchAnswer, request: SearchRequest, form: str) -> None:
             data(f"{hit.model}#{hit.output}")
 
 
-def _folder(path: str) -> Path:
-    if "://" in path:
-        raise IndexUnusableError(f"the index {path} is not a folder: this version searches embedded indexes")
-    return Path(path).expanduser()
+def _searcher(
+    index: Index, engine: str, request: SearchRequest, bar: Callable[[str, str], Advance]
+) -> Searcher | ServedSearcher:
+    """What answers a request."""
+    from query.search import Searcher
+
+    if index.remote is not None or engine not in {"auto", "scan"}:
+        from query.served import ServedSearcher, choose_engine
+
+        chosen = choose_engine(engine, index, request)
+        if chosen != "scan" and index.remote is not None:
+            finder = None
+            if chosen == "candidates":
+                from engine.store.joint import need_joint
+
+                joint = need_joint(index.folder, index.remote.store, index.manifest.background.fingerprint)
+                finder, missing = joint.find, index.remote.store.count_outputs() - joint.count()
+                if missing > 0:
+                    again = f"'hubhound index candidates --index {index.name}'"
+                    note(f"{missing:,} outputs are not among the candidates yet: run {again}")
+            return ServedSearcher(index, index.remote.store, finder=finder, engine=chosen)
+        index.snapshot(bar("fetching what has changed", "models"))
+    return Searcher(index, progress=bar("embedding labels", "labels") if request.evidence != "probes" else None)
 
 
 def _title(result: Result) -> str:
@@ -308,6 +346,24 @@ def _show_models(result: Result, explain: bool) -> None:
     table(_title(result), columns, rows)
 
 
+def _how(answer: SearchAnswer) -> str:
+    """One line on how an answer was found."""
+    took = f"{answer.seconds * 1000:,.0f} ms"
+    if not isinstance(answer, ServedAnswer):
+        return f"{answer.searched:,} outputs searched exactly in {took}"
+    line = f"{answer.searched:,} outputs searched by the server, {answer.candidates:,} compared here, in {took}"
+    if answer.exact:
+        return f"{line}: certified exact"
+    if answer.engine == "candidates":
+        return (
+            f"{line}: approximate, 'hubhound index candidates' has measured how far; --engine qdrant and scan are exact"
+        )
+    return (
+        f"{line}: not certified (models are being written or calibrated, or too many outputs are alike): "
+        "--engine scan is exact"
+    )
+
+
 def _summary(answer: SearchAnswer, request: SearchRequest, index_path: str) -> None:
     if not answer.searched:
         if request.where:
@@ -317,7 +373,7 @@ def _summary(answer: SearchAnswer, request: SearchRequest, index_path: str) -> N
         else:
             note(f"the index is empty: add models with 'hubhound index add --index {index_path} MODEL...'")
         return
-    note(f"{answer.searched:,} outputs searched exactly in {answer.seconds * 1000:,.0f} ms")
+    note(_how(answer))
     if answer.rerank:
         from query.cli.reranking import summary
 
