@@ -11,8 +11,10 @@ from engine.writer import IndexWriter
 from indexers import vlm_files
 from indexers.crawl.assignments import Profiling
 from indexers.crawl.fetching import ClassifierFiles, Fetched, Files
+from indexers.crawl.fleet.parcel import Parcel, images_below
 from indexers.crawl.journal import Journal
 from indexers.crawl.keeper import Keeper
+from indexers.crawl.messages import ProfileJob
 from indexers.crawl.profile_journal import ProfileJournal
 from indexers.crawl.profiles import ProfileKeeper
 from indexers.crawl.records import Probed, Profiled
@@ -35,12 +37,17 @@ class Kind(Generic[Found]):
         files: Which files of a repository are needed.
         work: Has a worker find out about a fetched model what is to be stored.
         keeper: Stores it.
+        job: What a vision-language model is asked where another machine does the work, with the paths of images below
+            the index's folder; None for a classifier, which is shown the probes.
+        parcel: What such a machine needs of the index, given where the probe images are if they were moved.
     """
 
     folder: Path
     files: Files
     work: Callable[[Worker, Fetched, Progress], Found]
     keeper: Keeper[Found]
+    job: Callable[[Fetched], ProfileJob | None]
+    parcel: Callable[[Path | None], Parcel]
 
 
 def classifiers(writer: IndexWriter, journal: Journal, watch: Watch, *, keep_gone: bool) -> Kind[Probed]:
@@ -57,7 +64,14 @@ def classifiers(writer: IndexWriter, journal: Journal, watch: Watch, *, keep_gon
         return worker.probe(fetched.repository, progress)
 
     keeper = Storekeeper(writer, journal, watch, keep_gone=keep_gone)
-    return Kind(journal.path.parent, ClassifierFiles(), work, keeper)
+    return Kind(
+        journal.path.parent,
+        ClassifierFiles(),
+        work,
+        keeper,
+        job=lambda fetched: None,
+        parcel=lambda folder: Parcel.of_probes(writer.index, folder),
+    )
 
 
 def vlms(
@@ -79,10 +93,22 @@ def vlms(
     samples = Samples.of(writer.index.folder, writer.store.tasks())
     standings = Standings(samples, options, writer.store.profiles())
 
+    def wanted(fetched: Fetched) -> ProfileJob:
+        claim = fetched.claim
+        return standings.job(name_of(claim.repo, claim.folder), fetched.repository.folder)
+
     def work(worker: Worker, fetched: Fetched, progress: Progress) -> Profiled:
-        claim, repository = fetched.claim, fetched.repository
-        job = standings.job(name_of(claim.repo, claim.folder), repository.folder)
-        return worker.run(Profiling(repository, job, samples.check), progress)
+        return worker.run(Profiling(fetched.repository, wanted(fetched), samples.check), progress)
+
+    def job(fetched: Fetched) -> ProfileJob:
+        return images_below(writer.index.folder.absolute(), wanted(fetched))
 
     keeper = ProfileKeeper(writer, journal, watch, standings, keep_gone=keep_gone)
-    return Kind(journal.path.parent, vlm_files, work, keeper)
+    return Kind(
+        journal.path.parent,
+        vlm_files,
+        work,
+        keeper,
+        job=job,
+        parcel=lambda _folder: Parcel.of_tasks(writer.index, tuple(samples.tasks.values())),
+    )

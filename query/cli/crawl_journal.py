@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from query.cli.crawl_options import shard_of
 from query.cli.output import data, data_json, format_option, index_option, note, size, table
 
 if TYPE_CHECKING:
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 _HOUR_S = 3600.0
 _SHOWN_FAILURES = 20
+
+_SHARD = click.option(
+    "--shard",
+    callback=shard_of,
+    metavar="I/N",
+    help="Of an index on a server: the part that was crawled from this machine.",
+)
 
 
 @click.command(
@@ -28,8 +35,9 @@ Examples:
 """
 )
 @index_option
+@_SHARD
 @format_option
-def status(index_path: str, form: str) -> None:
+def status(index_path: str, shard: tuple[int, int] | None, form: str) -> None:
     """Tell how far a crawl is: models by state, rates, failures by reason, the queue and the listings.
 
     Works while the crawl runs, after it, and after it was killed. The quiet format is the states with their counts.
@@ -37,7 +45,7 @@ def status(index_path: str, form: str) -> None:
     from indexers.crawl.heartbeat import FILE as HEARTBEAT
     from indexers.crawl.heartbeat import read
 
-    with _journal(index_path, read_only=True) as journal:
+    with _journal(index_path, shard, read_only=True) as journal:
         heartbeat = read(journal.path.with_name(HEARTBEAT))
         counts = {state.value: count for state, count in journal.counts().items()}
         failures, queue, sources, now = journal.failures(), journal.queue(), journal.sources(), journal.now()
@@ -92,8 +100,11 @@ Examples:
 @click.argument("models", nargs=-1, metavar="[MODEL...]")
 @index_option
 @click.option("--reason", help="All that failed or were refused for it, as 'crawl status' names it.")
+@_SHARD
 @format_option
-def retry(models: tuple[str, ...], index_path: str, reason: str | None, form: str) -> None:
+def retry(
+    models: tuple[str, ...], index_path: str, reason: str | None, shard: tuple[int, int] | None, form: str
+) -> None:
     """Put models that failed or were refused back into the queue, and end the wait of those that would be tried later.
 
     Give MODELs, or a --reason, or both for those of the MODELs with that reason. Works while the crawl runs; what the
@@ -103,7 +114,7 @@ def retry(models: tuple[str, ...], index_path: str, reason: str | None, form: st
 
     if not models and reason is None:
         raise click.UsageError("give a --reason, or one MODEL at least")
-    with _journal(index_path, read_only=True) as journal:
+    with _journal(index_path, shard, read_only=True) as journal:
         reasons = journal.reasons()
         for model in models:
             if not journal.rows(model):
@@ -111,7 +122,7 @@ def retry(models: tuple[str, ...], index_path: str, reason: str | None, form: st
     if reason is not None and reason not in reasons:
         there = ", ".join(repr(name) for name in reasons) or "none, nothing failed or was refused"
         raise InputError(f"there is no reason {reason!r} to try again, there are: {there}")
-    with _journal(index_path, read_only=False) as journal:
+    with _journal(index_path, shard, read_only=False) as journal:
         if models:
             put_back = {model: journal.retry(reason, model) for model in dict.fromkeys(models)}
             total = sum(put_back.values())
@@ -137,15 +148,16 @@ Examples:
 )
 @click.argument("model")
 @index_option
+@_SHARD
 @format_option
-def why(model: str, index_path: str, form: str) -> None:
+def why(model: str, index_path: str, shard: tuple[int, int] | None, form: str) -> None:
     """Tell what became of a MODEL, revision by revision, and what can be done about it.
 
     The quiet format is one line a revision, with its state.
     """
     from engine.errors import InputError
 
-    with _journal(index_path, read_only=True) as journal:
+    with _journal(index_path, shard, read_only=True) as journal:
         rows, events, now = journal.rows(model), journal.history(model), journal.now()
         if not rows:
             raise InputError(_unknown(model, index_path))
@@ -174,15 +186,22 @@ def why(model: str, index_path: str, form: str) -> None:
             note(hint)
 
 
-def _journal(index_path: str, *, read_only: bool) -> Journal:
+def _journal(index_path: str, shard: tuple[int, int] | None, *, read_only: bool) -> Journal:
     from engine.errors import InputError
+    from engine.remote import index_folder
+    from engine.store.address import ServerAddress
+    from indexers.crawl.home import home_of, shards_in
     from indexers.crawl.journal import FILE, Journal
 
-    index = Path(index_path).expanduser()
-    path = index / FILE
+    index = index_folder(index_path, offline=True)
+    shared = ServerAddress.is_server(index_path)
+    path = home_of(index, shard, shared=shared) / FILE
     if not path.is_file():
+        parts = shards_in(index) if shared else []
+        if parts:
+            raise InputError(f"the index {index_path} was crawled in parts, name one: --shard {' or '.join(parts)}")
         raise InputError(
-            f"there has been no crawl of the index {index}: begin one with "
+            f"there has been no crawl of the index {index_path}: begin one with "
             f"'hubhound crawl --index {index_path} --source hub'"
         )
     return Journal(path, read_only=read_only)
