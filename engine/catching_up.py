@@ -29,7 +29,8 @@ from engine.store.server import ServerStore
 OVERLAP_S = 900
 """Longest time, in seconds, between taking a number and the write's being visible, retries and slow clocks included."""
 
-_ATTEMPTS = 5
+_ATTEMPTS = 3
+"""More, if models are replaced while they are read."""
 
 Progress = Callable[[int, int], None]
 
@@ -42,7 +43,8 @@ class Seen:
         identity: Of the store.
         seq: The largest number seen.
         recent: Numbers of the records that will be asked for once more, by repository id, None for one removed.
-        lost: Copies that nobody sees, since their original is not there at the revision that they equal.
+        lost: Models that nobody sees: copies whose original is not there at the revision that they equal, and models
+            whose outputs are not all there.
     """
 
     identity: str
@@ -84,29 +86,28 @@ def catch_up(
         progress: Called with (models read, models to read).
 
     Returns:
-        The current generation, None while the index has no models.
+        The current generation, None while the index has no models. A model whose outputs are not as many as its record
+        says is left out: it is being replaced, and will be there the next time, or ``index verify`` names it.
 
     Raises:
-        IndexDamagedError: Outputs that a record promises are not there.
         StoreError: The server refused or did not answer; the snapshot before stays.
         OSError: The snapshot cannot be written.
     """
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root.parent / ".snapshots.lock"):
+        snapshot, unread = _follow(store, root, background, fingerprint, progress)
         for attempt in range(_ATTEMPTS):
-            try:
-                return _follow(store, root, background, fingerprint, progress)
-            except IndexDamagedError:
-                # A model that is replaced while it is read has fewer outputs than its record said: ask again.
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                time.sleep(0.2 * 2**attempt)
-    raise AssertionError  # pragma: no cover
+            if not unread:
+                break
+            time.sleep(0.1 * 2**attempt)
+            snapshot, unread = _follow(store, root, background, fingerprint, progress)
+        return snapshot
 
 
 def _follow(
     store: ServerStore, root: Path, background: Callable[[], Background], fingerprint: str, progress: Progress | None
-) -> Snapshot | None:
+) -> tuple[Snapshot | None, int]:
+    """The snapshot, and how many models were replaced while they were read: the next time they will be whole."""
     try:
         previous = Snapshot.open(root)
     except IndexDamagedError:
@@ -126,17 +127,26 @@ def _follow(
         elif records.pop(change.repo, None) is not None:
             changed.add(change.repo)
     if previous is not None and not changed and previous.background == fingerprint:
-        return previous
+        return previous, 0
     if not records and previous is None:
-        return None
+        return None, 0
     copies, lost = split_copies(records.values())
     indexed = [model for model in records.values() if model.state is ModelState.INDEXED]
     limit = newest - OVERLAP_S * 1_000_000
-    now = Seen(store.identity, newest, {repo: seq for repo, seq in recent.items() if seq > limit}, tuple(lost))
+    seqs = {repo: seq for repo, seq in recent.items() if seq > limit}
+    unread: list[Model] = []
+
+    def source(incomplete: Sequence[Model]) -> Mapping[str, object]:
+        unread.extend(incomplete)
+        theirs = [copy for model in incomplete for copy in copies.get(model.repo, ())]
+        return Seen(store.identity, newest, seqs, (*lost, *incomplete, *theirs)).to_json()
+
     reader = _Calibrated(store, background, fingerprint, progress)
-    return write_snapshot(
-        root, reader, indexed, fingerprint, previous, copies, changed=frozenset(changed), source=now.to_json()
+    snapshot = write_snapshot(
+        root, reader, indexed, fingerprint, previous, copies, changed=frozenset(changed), source=source
     )
+    now = store.records_of([model.repo for model in unread])
+    return snapshot, sum(now.get(model.repo) != model for model in unread)
 
 
 def _shown(snapshot: Snapshot, seen: Seen) -> Iterator[Model]:

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -34,7 +32,7 @@ from engine.store.address import ServerAddress
 from engine.store.base import DescriptorStore
 
 if TYPE_CHECKING:
-    from engine.store.server import ServerChoices, ServerStore
+    from engine.store.server import ServerStore
     from engine.store.shelf import FileShelf, ShelfEntry
 
 FILE = "server.json"
@@ -86,63 +84,6 @@ def working_folder(address: ServerAddress) -> Path:
     """Where a machine works with an index on a server; it need not exist."""
     host = address.host.replace(":", "_")
     return data_folder() / "servers" / f"{host}_{address.port}" / address.name
-
-
-def refuse_taken(address: ServerAddress) -> None:
-    """Refuses to make an index where there is one; what an interrupted creation has left is removed.
-
-    Raises:
-        InputError: There is one.
-        IndexDamagedError: There is an unfinished copy.
-        StoreError: The server refused or did not answer, or the collections are of another project.
-    """
-    from engine.store.server import ServerStore
-    from engine.store.shelf import FileShelf
-
-    try:
-        store = ServerStore.open(address.connect(), address.name)
-    except IndexMissingError:
-        return
-    with store:
-        core = FileShelf(store).entries(["core"])
-        if MANIFEST in core or store.count("models"):
-            raise InputError(f"there is an index at {address} already: choose another name, or delete it first")
-        if UNFINISHED in core:
-            raise unfinished(str(address))
-        store.destroy()
-
-
-@contextmanager
-def new_index(index: str, spread: Mapping[str, int], progress: Progress | None = None) -> Iterator[Path]:
-    """Where to make a new, empty index; one for a server is brought there when it is made.
-
-    Args:
-        index: A folder, or a server's address.
-        spread: Fields of ``ServerChoices``; of no account for a folder.
-        progress: Called with (files brought to the server, files in all).
-
-    Yields:
-        The folder to make it in, which does not exist or is the one given.
-
-    Raises:
-        InputError: There is one already.
-        StoreError: The server refused or did not answer.
-    """
-    if not ServerAddress.is_server(index):
-        yield Path(index).expanduser()
-        return
-    from engine.store.server import ServerChoices
-
-    address = ServerAddress.parse(index)
-    refuse_taken(address)
-    parent = working_folder(address).parent
-    parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=parent, prefix=f".{address.name}.new."))
-    try:
-        yield scratch / "index"
-        Remote.create(address, scratch / "index", ServerChoices(**spread), progress)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def is_index(index: str) -> bool:
@@ -231,7 +172,7 @@ class Remote:
             except IndexMissingError as error:
                 raise IndexMissingError(str(address)) from error
             remote = cls(address, folder, store.identity)
-            remote._keep(store)
+            remote.keep(store)
             before = cls.of(folder) if (folder / FILE).exists() else None
             if before is None or before.identity != store.identity:
                 if any(folder.iterdir()):  # what it holds belongs to an index that is no longer there
@@ -243,54 +184,18 @@ class Remote:
             remote.refresh()
         return remote
 
-    @classmethod
-    def create(
-        cls, address: ServerAddress, index: Path, choices: ServerChoices, progress: Progress | None = None
-    ) -> Self:
-        """Makes an empty index on a server from an empty embedded one, which becomes the working folder.
-
-        Args:
-            address: Of the new index.
-            index: Folder of the embedded one, on the disk of the working folders. It is gone afterwards.
-            choices: How the server spreads and keeps it.
-            progress: Called with (files brought to the server, files in all).
-
-        Raises:
-            InputError: There is an index at the address already.
-            StoreError: The server refused or did not answer.
-            OSError: The working folder cannot be written.
-        """
-        from engine.store.edge import EdgeStore
-        from engine.store.server import ServerStore
-
-        refuse_taken(address)
-        with EdgeStore.open(index / "store") as embedded:
-            layout = embedded.layout
-        store = ServerStore.create(address.connect(), address.name, layout, choices)
-        folder = working_folder(address)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(index / "store")
-            index.rename(folder)
-            write_json(folder / FILE, {"address": str(address), "identity": store.identity})
-            remote = cls(address, folder, store.identity)
-            remote._keep(store)
-            remote.publish(list(index_files(folder)), progress)
-            remote._remember({"probes/": store.identity})
-            remote.refresh()
-        return remote
-
     @property
     def store(self) -> ServerStore:
         """The store, opened when the process first needs it and kept."""
         store = _STORES.get(self._key)
-        return store if store is not None else self._keep(self.open_store())
+        return store if store is not None else self.keep(self.open_store())
 
     @property
     def _key(self) -> tuple[int, str, str]:
         return os.getpid(), str(self.address), self.identity  # a fork must not share its parent's connection
 
-    def _keep(self, store: ServerStore) -> ServerStore:
+    def keep(self, store: ServerStore) -> ServerStore:
+        """Has the process use an open store from now on."""
         return _STORES.setdefault(self._key, store)
 
     def open_store(self) -> ServerStore:
@@ -306,10 +211,27 @@ class Remote:
         store = ServerStore.open(self.address.connect(), self.address.name)
         if store.identity != self.identity:
             store.close()
-            raise IndexDamagedError(
-                f"the index {self.address} was made again since this began: start again", str(self.address)
-            )
+            raise self._replaced()
         return store
+
+    def check(self) -> None:
+        """Makes sure that the index is still the one that the working folder belongs to.
+
+        Collections are found by their name: without this, who goes on while an index is deleted and made again would
+        read and write the new one with the probes of the old.
+
+        Raises:
+            IndexDamagedError: Another one has taken its place.
+            StoreError: It is gone, or the server refused or did not answer.
+        """
+        if self.store.identity_now() != self.identity:
+            _STORES.pop(self._key, None)
+            raise self._replaced()
+
+    def _replaced(self) -> IndexDamagedError:
+        return IndexDamagedError(
+            f"the index {self.address} was made again since this began: start again", str(self.address)
+        )
 
     @cached_property
     def shelf(self) -> FileShelf:
@@ -328,11 +250,12 @@ class Remote:
             IndexMissingError: The index is not complete: it is being made, or making it was interrupted.
             StoreError: The server refused or did not answer.
         """
+        self.check()
         entries = self.shelf.entries(["core"])
         manifest = entries.pop(MANIFEST, None)
         if manifest is None:
-            raise unfinished(str(self.address)) if UNFINISHED in entries else IndexMissingError(str(self.address))
-        entries.pop(UNFINISHED, None)
+            copying = self.shelf.entry(UNFINISHED) is not None
+            raise unfinished(str(self.address)) if copying else IndexMissingError(str(self.address))
         before = self._fetched()
         changed = before.get(MANIFEST) != manifest.sha256
         self._fetch([entry for entry in entries.values() if entry.path != _KNOWLEDGE], before)
@@ -365,7 +288,7 @@ class Remote:
         if marker not in self._fetched():
             self.fetch(group)
             with FileLock(self.folder.with_name(f".{self.folder.name}.{group}.lock")):
-                self._remember({**self._fetched(), marker: self.identity})
+                self.remember({**self._fetched(), marker: self.identity})
 
     def publish(self, files: Sequence[IndexFile], progress: Progress | None = None) -> None:
         """Puts files of the working folder on the server, in the order given.
@@ -399,7 +322,7 @@ class Remote:
         ]
         self.shelf.fetch(wanted, lambda path: checked_path(self.folder, path), progress)
         before.update({entry.path: entry.sha256 for entry in wanted})
-        self._remember(before)
+        self.remember(before)
 
     def _fetched(self) -> dict[str, str]:
         path = self.folder / _FETCHED
@@ -408,6 +331,7 @@ class Remote:
         value = read_json(path)
         return {str(key): str(sha256) for key, sha256 in value.items()} if isinstance(value, dict) else {}
 
-    def _remember(self, fetched: dict[str, str]) -> None:
+    def remember(self, fetched: dict[str, str]) -> None:
+        """Notes the SHA-256 of what is here, by path; a group that is here as a whole by its name and a slash."""
         if fetched != self._fetched():
             write_json(self.folder / _FETCHED, fetched)

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from engine.errors import IndexDamagedError
 from engine.files import read_array, write_array, write_atomic
 from engine.index_files import IndexFile
 from engine.outputs import OutputTable
@@ -38,8 +39,17 @@ class ResponseArchive:
         self._remote = remote
 
     def path(self, repo: str, revision: str) -> Path:
-        """Where a model's responses lie or would lie."""
-        return self._folder / f"{repo.replace('/', '--')}@{revision}.npy"
+        """Where a model's responses lie or would lie.
+
+        Raises:
+            IndexDamagedError: The names, which may come from a server, lead elsewhere.
+        """
+        name = f"{repo.replace('/', '--')}@{revision}.npy"
+        if "/" in name or "\0" in name or name.startswith("."):
+            raise IndexDamagedError(
+                f"the model {repo!r} has the revision {revision!r}, which none can have", self._folder
+            )
+        return self._folder / name
 
     def write(self, table: OutputTable, responses: npt.NDArray[np.floating]) -> None:
         """Keeps the responses of the outputs of a table.
@@ -84,6 +94,13 @@ class ResponseArchive:
 
         write_atomic(self.path(repo, revision), write)
         self._publish(repo, revision)
+
+    def remove(self, repo: str, revision: str) -> None:
+        """Removes a model's responses; it is no error if there are none."""
+        path = self.path(repo, revision)
+        if self._remote is not None:
+            self._remote.shelf.remove([f"{FOLDER}/{path.name}"])
+        path.unlink(missing_ok=True)
 
     def remove_others(self, repo: str, keep_revision: str | None) -> None:
         """Removes a repository's responses, except those of one revision."""

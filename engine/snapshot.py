@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -207,7 +207,7 @@ def write_snapshot(
     copies: Mapping[str, tuple[Model, ...]] | None = None,
     *,
     changed: frozenset[str] = frozenset(),
-    source: Mapping[str, object] | None = None,
+    source: Callable[[Sequence[Model]], Mapping[str, object]] | None = None,
 ) -> Snapshot:
     """Writes the next generation and makes it current.
 
@@ -219,12 +219,14 @@ def write_snapshot(
         previous: A generation whose rows are copied where model, revision and background are the same.
         copies: Of these models, by the original's id; see ``split_copies``.
         changed: Ids of models whose rows are read from the store whatever the previous generation has.
-        source: See ``Snapshot``.
+        source: Makes what stands in ``Snapshot.source`` of the models whose outputs are not as many as their records
+            say; they and their copies are left out. Without it one of them is an error.
 
     Returns:
         The new generation.
 
     Raises:
+        IndexDamagedError: Outputs of a model are missing, and there is no ``source``.
         OSError: It cannot be written; the current generation stays.
     """
     models = sorted(models, key=lambda model: model.repo)
@@ -236,8 +238,11 @@ def write_snapshot(
     columns: dict[str, list[npt.NDArray[np.generic]]] = {}
     label_places: dict[str, int] = {}
     starts = [0]
-    for part in _parts(store, models, background, previous, changed):
-        arrays, output, labels = part
+    whole: list[Model] = []
+    incomplete: list[Model] = []
+    left_out = None if source is None else incomplete
+    for model, arrays, output, labels in _parts(store, models, background, previous, changed, left_out):
+        whole.append(model)
         for name in _ARRAYS:
             columns.setdefault(name, []).append(getattr(arrays, name))
         columns.setdefault("output", []).append(output)
@@ -250,15 +255,17 @@ def write_snapshot(
         meta = {
             "number": number,
             "background": background,
-            "models": [model.model_dump(mode="json") for model in models],
+            "models": [model.model_dump(mode="json") for model in whole],
             "starts": starts,
             "labels": list(label_places),
             "copies": [
-                copy.model_dump(mode="json", exclude_none=True) for some in (copies or {}).values() for copy in some
+                copy.model_dump(mode="json", exclude_none=True)
+                for model in whole
+                for copy in (copies or {}).get(model.repo, ())
             ],
         }
         if source is not None:
-            meta["source"] = dict(source)
+            meta["source"] = dict(source(incomplete))
         write_json(folder / "meta.json", meta)
     write_atomic(root / "CURRENT", lambda file: file.write(target.name.encode()))
     for old in sorted(root.glob("gen-*"))[:-_KEEP]:
@@ -270,8 +277,13 @@ def write_snapshot(
 
 
 def _parts(
-    store: OutputSource, models: Sequence[Model], background: str, previous: Snapshot | None, changed: frozenset[str]
-) -> Iterator[tuple[ScanArrays, npt.NDArray[np.int32], list[str | None]]]:
+    store: OutputSource,
+    models: Sequence[Model],
+    background: str,
+    previous: Snapshot | None,
+    changed: frozenset[str],
+    left_out: list[Model] | None,
+) -> Iterator[tuple[Model, ScanArrays, npt.NDArray[np.int32], list[str | None]]]:
     known: dict[tuple[str, str, int], slice] = {}
     if previous is not None and previous.background == background:
         for i, model in enumerate(previous.models):
@@ -286,17 +298,21 @@ def _parts(
             rows = known[key]
             arrays = ScanArrays(**{name: getattr(previous.arrays, name)[rows] for name in _ARRAYS})
             labels = [previous.label_of(row) for row in range(rows.start, rows.stop)]
-            yield arrays, previous.output[rows], labels
+            yield model, arrays, previous.output[rows], labels
             continue
         table = empty_table(model.repo, model.revision, store.layout.top_r, store.layout.dimension)
         if waiting is not None and (waiting.repo, waiting.revision) == key[:2]:
             table, waiting = waiting, next(tables, None)
         if len(table) != model.outputs:
+            if left_out is not None:
+                left_out.append(model)
+                continue
             raise IndexDamagedError(
                 f"{model.repo} should have {model.outputs} outputs, the store has {len(table)}: add it again",
                 model.repo,
             )
         yield (
+            model,
             pack(table.idx, table.z, table.anchor, table.calibration),
             table.output.astype(np.int32),
             list(table.labels),

@@ -22,7 +22,7 @@ from engine.remote import open_store
 from engine.schema import LeftOut, Model, ModelState
 from engine.similarity import same_responses
 from engine.snapshot import Snapshot, split_copies, write_snapshot
-from engine.store.base import DescriptorStore
+from engine.store.base import DescriptorStore, Shared
 
 if TYPE_CHECKING:
     from engine.store.joint import JointCollection
@@ -69,6 +69,7 @@ class IndexWriter(KnowledgeWriter):
         self._due = 0.0
         self._dirty = False
         self._joint = self._open_joint()
+        self._put_lately: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -130,6 +131,11 @@ class IndexWriter(KnowledgeWriter):
         if self._remote.refresh():
             self.index.manifest = read_manifest(self.index.folder)
             self._background = None
+            for repo in self._put_lately:  # with the background of before, after others thought that they were through
+                model = self.store.model(repo)
+                if model is not None and model.state is ModelState.INDEXED:
+                    self._recalibrate(model, self.index.manifest.background.fingerprint)
+        self._put_lately.clear()
         self._joint = self._open_joint()
         self._looked = time.monotonic()
 
@@ -149,6 +155,7 @@ class IndexWriter(KnowledgeWriter):
             StoreError: The store cannot be written; the model is as it was before.
             OSError: The archive cannot be written.
         """
+        self._check()
         if responses is not None:
             self.index.responses.write(table, responses)
         if len(table):
@@ -158,10 +165,36 @@ class IndexWriter(KnowledgeWriter):
         self._dirty = True
         for copy in self._followers(model.repo, table):  # before the record: a put that is repeated mends them
             self.store.upsert_model(copy.model_copy(update={"copied_revision": model.revision}))
+        before = self._before(model.repo)
         self.store.upsert_model(model.model_copy(update={"calibration": self.index.manifest.background.fingerprint}))
-        if self._remote is not None and (now := self.store.model(model.repo)) and now.revision != model.revision:
-            return  # another writer has put another revision meanwhile: its outputs are not ours to remove
-        self._remove_outputs(model.repo, keep_revision=model.revision)
+        if self._remote is not None:
+            self._put_lately.add(model.repo)
+        self._remove_old(model.repo, before, model.revision)
+
+    def _check(self) -> None:
+        if self._remote is not None:
+            self._remote.check()
+
+    def _before(self, repo: str) -> Model | None:
+        """The record that is about to be replaced, if others may replace it, too."""
+        return self.store.model(repo) if self._remote is not None else None
+
+    def _remove_old(self, repo: str, before: Model | None, revision: str | None) -> None:
+        """Removes what a record that was replaced had.
+
+        Where others write, too, that is the outputs of the very revision that it named: those of any other may be
+        somebody's who has not written the record yet. If another record than ours stands by now, it is ours that go.
+        """
+        if not isinstance(self.store, Shared):
+            self._remove_outputs(repo, keep_revision=revision)
+            return
+        now = self.store.model(repo)
+        standing = now.revision if now is not None and now.state is ModelState.INDEXED else None
+        for old in {before.revision if before is not None else None, revision} - {None, standing}:
+            self.store.delete_revision(repo, str(old))
+            self.index.responses.remove(repo, str(old))
+            if self._joint is not None:
+                self._joint.remove(repo, standing)
 
     def put_copy(self, model: Model) -> None:
         """Makes a model part of the index that answers as another one does; it gets no outputs, and loses those it had.
@@ -190,10 +223,12 @@ class IndexWriter(KnowledgeWriter):
         # Checked again, unlike model_copy: a record that cannot be read back would make the whole store unreadable.
         record = Model.model_validate(model.model_dump() | update)
         self._dirty = True
+        self._check()
+        before = self._before(model.repo)
         for copy in self._followers(model.repo, self.store.outputs(original.repo, original.revision)):
             self.store.upsert_model(copy.model_copy(update=update))
         self.store.upsert_model(record)
-        self._remove_outputs(model.repo)
+        self._remove_old(model.repo, before, None)
 
     def remove_model(self, repo: str) -> None:
         """Takes a model out of the index: its record first, so that its outputs stop to count, then these.
@@ -205,8 +240,13 @@ class IndexWriter(KnowledgeWriter):
             StoreError: The store cannot be written.
         """
         self._dirty = True
+        self._check()
+        before = self._before(repo)
         self.store.delete_model(repo)
-        self._remove_outputs(repo)
+        if before is None:  # what an interrupted removal has left
+            self._remove_outputs(repo)
+        else:
+            self._remove_old(repo, before, None)
 
     def copies(self, repo: str) -> list[Model]:
         """The records of the copies of a model, also of one that is no longer there or has changed since."""
@@ -311,27 +351,44 @@ class IndexWriter(KnowledgeWriter):
             How many models were recalibrated.
         """
         fingerprint = self.index.manifest.background.fingerprint
-        stale = [
+        done = 0
+        while stale := [
             model
             for model in self.store.models()
             if model.state is ModelState.INDEXED and model.calibration != fingerprint
-        ]
-        for done, model in enumerate(stale):
-            table = self.store.outputs(model.repo, model.revision)
-            if table is not None and len(table):
-                constants = calibrate(table.idx, table.z, table.anchor, self.background)
-                self.store.upsert_outputs(table.with_calibration(constants))
-            self.store.upsert_model(model.model_copy(update={"calibration": fingerprint}))
-            if progress:
-                progress(done + 1, len(stale))
-        self._dirty = self._dirty or bool(stale)
-        return len(stale)
+        ]:
+            total = done + len(stale)
+            for model in stale:
+                self._recalibrate(model, fingerprint)
+                done += 1
+                if progress:
+                    progress(done, total)
+            if self._remote is None:  # else others may have written with the old background meanwhile
+                break
+        self._dirty = self._dirty or done > 0
+        return done
+
+    def _recalibrate(self, model: Model, fingerprint: str) -> None:
+        table = self.store.outputs(model.repo, model.revision)
+        if table is not None and len(table):
+            constants = calibrate(table.idx, table.z, table.anchor, self.background)
+            self.store.upsert_outputs(table.with_calibration(constants))
+        record = model.model_copy(update={"calibration": fingerprint})
+        if not isinstance(self.store, Shared):
+            self.store.upsert_model(record)
+            return
+        self.store.renew_model(record)
+        now = self.store.model(model.repo)
+        if now is None or now.revision != model.revision:  # replaced or removed since it was read
+            self.store.delete_revision(model.repo, model.revision)
 
     def finish(self) -> None:
         """Ends a run: snapshot and export if anything changed, optimised store, no leftovers."""
         if self._remote is not None:
             if self._knowledge_marker.exists():
                 self.export_knowledge()
+            self._looked -= _LOOK_S
+            self._look()
             self.store.optimize()
             self._dirty = False
             return

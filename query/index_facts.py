@@ -13,7 +13,7 @@ from engine.files import size_bytes
 from engine.index import Index
 from engine.knowledge import Knowledge
 from engine.manifest import Manifest
-from engine.schema import Record
+from engine.schema import ModelState, Record
 from engine.snapshot import Snapshot
 from query.hubness import Hubness
 
@@ -111,9 +111,49 @@ def index_facts(
         profiles=len(knowledge.profiles),
         profiled_models=len(knowledge.models()),
         performance=len(knowledge.performance),
-        bytes={part: size_bytes(index.folder / part) for part in PARTS},
+        bytes={
+            part: size_bytes(index.folder / part)
+            for part in PARTS
+            if index.remote is None or part not in {"store", "responses"}  # which are on the server
+        },
         bytes_per_output={} if snapshot is None else snapshot.bytes_per_output(),
         crawl=crawl,
+    )
+
+
+class ServerFacts(Record):
+    """What an index on a server has there."""
+
+    address: str
+    format: int = Field(description="Of the records on the server.")
+    models: int = Field(description="Records, of failed and refused models, too.")
+    outputs: int
+    recall: dict[str, float] = Field(description="Of candidates, by how many of the best; empty if there are none.")
+    incomplete: tuple[str, ...] = Field(description="Models whose outputs are not all there: nobody sees them.")
+
+
+def server_facts(index: Index) -> ServerFacts | None:
+    """What an index has on its server, None if it is embedded.
+
+    Raises:
+        StoreError: The server refused or did not answer.
+    """
+    if index.remote is None:
+        return None
+    from engine.catching_up import Seen
+    from engine.joint_recall import JointRecall
+    from engine.store.server_config import FORMAT
+
+    store = index.remote.store
+    recall = JointRecall.read(index.folder)
+    seen = Seen.of(index.current_snapshot(), index.remote.identity)
+    return ServerFacts(
+        address=index.name,
+        format=FORMAT,  # others are not opened
+        models=store.count("models"),
+        outputs=store.count_outputs(),
+        recall={} if recall is None else recall.recall,
+        incomplete=tuple(model.repo for model in seen.lost if model.state is ModelState.INDEXED),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +83,21 @@ class StoreFilter:
     max_parameters: float | None = None
     min_downloads: float | None = None
     labelled: bool | None = None
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """A store that several write to at once."""
+
+    def renew_model(self, model: Model) -> None:
+        """Writes a model's record in place of one of the same revision; where there is none, nothing is written.
+
+        For what is found out about a model long after its record was read: another writer may have replaced or removed
+        it since.
+        """
+
+    def delete_revision(self, repo: str, revision: str) -> None:
+        """Removes a repository's outputs of one revision, and leaves alone what others may be writing."""
 
 
 class DescriptorStore(abc.ABC):

@@ -149,6 +149,10 @@ class ServerStore(DescriptorStore):
         on.index_payload("models")  # what a creation that was killed at the very end left to do
         return cls(client, name, facts, patience)
 
+    def identity_now(self) -> str:
+        """Identity of the store that has this name now: another one if it was deleted and made again since."""
+        return str(self._on.metadata("models", "read").get("identity") or "")
+
     def destroy(self) -> None:
         """Deletes all collections of the index from the server, whatever they hold; those of others stay."""
         for part in PARTS:
@@ -187,6 +191,10 @@ class ServerStore(DescriptorStore):
     def upsert_model(self, model: Model) -> None:
         """See :meth:`DescriptorStore.upsert_model`."""
         self._records.write({model.repo: records.model_payload(model)})
+
+    def renew_model(self, model: Model) -> None:
+        """See :meth:`Shared.renew_model`."""
+        self._records.write({model.repo: records.model_payload(model)}, over=model.revision)
 
     def models(self) -> list[Model]:
         """See :meth:`DescriptorStore.models`."""
@@ -243,6 +251,10 @@ class ServerStore(DescriptorStore):
         """See :meth:`DescriptorStore.delete_outputs`."""
         kept: list[qm.Condition] = [] if keep_revision is None else [equals(records.REVISION, keep_revision)]
         self._on.remove("outputs", qm.Filter(must=[equals(records.REPO, repo)], must_not=kept))
+
+    def delete_revision(self, repo: str, revision: str) -> None:
+        """See :meth:`Shared.delete_revision`."""
+        self._on.remove("outputs", qm.Filter(must=[equals(records.REPO, repo), equals(records.REVISION, revision)]))
 
     def delete_model(self, repo: str) -> None:
         """See :meth:`DescriptorStore.delete_model`. A record stays that says that the model is gone."""

@@ -143,17 +143,18 @@ class ModelRecords:
         wanted = list(dict.fromkeys(repos))
         return _holders(wanted, self.of(wanted), self.copies_of(wanted))
 
-    def write(self, payloads: Mapping[str, Mapping[str, Any] | None]) -> None:
+    def write(self, payloads: Mapping[str, Mapping[str, Any] | None], over: str | None = None) -> None:
         """Writes records, each in place of what its repository has; acknowledged when it returns.
 
         Args:
             payloads: By repository, as ``records.model_payload`` makes them; None to remove.
+            over: Only in place of a record of this revision; None for whatever is there or not.
         """
         repos = list(payloads)
         for start in range(0, len(repos), _BATCH):
-            self._write({repo: payloads[repo] for repo in repos[start : start + _BATCH]})
+            self._write({repo: payloads[repo] for repo in repos[start : start + _BATCH]}, over)
 
-    def _write(self, payloads: Mapping[str, Mapping[str, Any] | None]) -> None:
+    def _write(self, payloads: Mapping[str, Mapping[str, Any] | None], over: str | None) -> None:
         written = {
             repo: None if payload is None else records.model_record(payload) for repo, payload in payloads.items()
         }
@@ -171,7 +172,7 @@ class ModelRecords:
             for repo, (revision, made) in new.items()
         }
         self._set_holders(wide)
-        self._number(payloads)
+        self._number(payloads, over)
         for _ in range(_ATTEMPTS):
             now = self.holders_of(hosts)
             changed = {repo: made for repo, made in now.items() if wide.get(repo) != made}
@@ -232,25 +233,34 @@ class ModelRecords:
             lambda part: self._on.client.batch_update_points(name, list(part), wait=True),
         )
 
-    def _number(self, payloads: Mapping[str, Mapping[str, Any] | None]) -> None:
+    def _number(self, payloads: Mapping[str, Mapping[str, Any] | None], over: str | None) -> None:
         """Writes records under numbers that nobody has passed; see the module's docstring."""
         waiting = dict(payloads)
         newest = self.newest()
         for attempt in range(_ATTEMPTS):
             first = max(time.time_ns() // 1000, newest + 1)
             numbers = {repo: first + i for i, repo in enumerate(waiting)}
-            self._put(waiting, numbers, first)
+            self._put(waiting, numbers, first, over)
             seen = self._seen(len(waiting) + 1, first)
             mine = {payload["repo"]: seq for seq, payload in seen if numbers.get(payload["repo"]) == seq}
             newest = max((seq for seq, payload in seen if mine.get(payload["repo"]) != seq), default=0)
             waiting = {repo: payload for repo, payload in waiting.items() if mine.get(repo, 0) <= newest}
+            if over is not None:
+                there = self.of(waiting)
+                waiting = {r: made for r, made in waiting.items() if r in there and there[r].revision == over}
             if not waiting:
                 return
             newest = max(newest, first)
             time.sleep(random.uniform(0, 0.002 * 2 ** min(attempt, 6)))  # noqa: S311
         raise self._crowded()
 
-    def _put(self, payloads: Mapping[str, Mapping[str, Any] | None], numbers: Mapping[str, int], first: int) -> None:
+    def _put(
+        self,
+        payloads: Mapping[str, Mapping[str, Any] | None],
+        numbers: Mapping[str, int],
+        first: int,
+        over: str | None,
+    ) -> None:
         points = [
             qm.PointStruct(
                 id=records.model_point_id(repo),
@@ -263,7 +273,8 @@ class ModelRecords:
             should=[
                 qm.FieldCondition(key=SEQ, range=qm.Range(lt=first)),
                 qm.IsEmptyCondition(is_empty=qm.PayloadField(key=SEQ)),
-            ]
+            ],
+            must=None if over is None else [equals(records.REVISION, over)],
         )
         self._on.put("models", points, self._write_pace, update_filter=older)
 

@@ -129,6 +129,14 @@ class FileShelf:
         if known.get(path) != entry:
             self._finish([_head(entry)], [_part(entry, 0, content)] if content else [], known)
 
+    def read_bytes(self, path: str) -> bytes | None:
+        """What ``put_bytes`` has put there, None if there is nothing whole."""
+        entry = self.entry(path)
+        if entry is None:
+            return None
+        part = self._retrieve([_part_id(entry, 0)]) if entry.size_bytes else {}
+        return b"".join(base64.b64decode(payload["data"]) for payload in part.values())
+
     def fetch(
         self, entries: Iterable[ShelfEntry], place: Callable[[str], Path], progress: Progress | None = None
     ) -> None:

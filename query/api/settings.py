@@ -46,7 +46,8 @@ class Settings(BaseSettings):
     )
 
     index: Path = Field(
-        validation_alias=AliasChoices(PREFIX + "INDEX", "HUBHOUND_INDEX"), description="The index: a folder, or qdrant://HOST:PORT/NAME."
+        validation_alias=AliasChoices(PREFIX + "INDEX", "HUBHOUND_INDEX"),
+        description="The index: a folder, or qdrant://HOST:PORT/NAME.",
     )
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; others than this machine's need "
                       "--api-key-file or --insecure.")  # fmt: skip

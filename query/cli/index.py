@@ -54,7 +54,7 @@ def info(index_path: str, with_hubness: bool, form: str) -> None:
     """Say what an index was made with and what is in it."""
     from engine.errors import HubhoundError
     from engine.index import Index
-    from query.index_facts import crawl_facts, index_facts
+    from query.index_facts import crawl_facts, index_facts, server_facts
 
     opened = Index(index_folder(index_path))
     with progress("reading what has changed", "models") as advance:
@@ -74,8 +74,9 @@ def info(index_path: str, with_hubness: bool, form: str) -> None:
 
         found = hubness(snapshot, opened.background(snapshot.background), opened.manifest.method) if snapshot else None
         facts = facts.model_copy(update={"hubness": found})
+    server = server_facts(opened)
     if form == "json":
-        data_json(facts.to_json())
+        data_json(facts.to_json() | ({} if server is None else {"server": server.model_dump(mode="json")}))
         return
     manifest = facts.manifest
     originals = len(snapshot.copies) if snapshot else 0
@@ -95,8 +96,14 @@ def info(index_path: str, with_hubness: bool, form: str) -> None:
             f"{facts.tasks}, {facts.profiles} profiles of {facts.profiled_models} models, "
             f"{facts.performance} values of performance",
         ),
-        ("on disk", ", ".join(f"{part} {size(bytes_)}" for part, bytes_ in facts.bytes.items())),
+        ("on this disk" if server else "on disk", ", ".join(f"{p} {size(b)}" for p, b in facts.bytes.items())),
     ]
+    if server is not None:
+        recall = sorted(f"best {k} {share:.1%}" for k, share in server.recall.items())
+        rows.append(("server", f"{server.models:,} records, {server.outputs:,} outputs, format {server.format}"))
+        rows.append(("candidates", f"recall of the {', '.join(recall)}" if recall else "none"))
+        if server.incomplete:
+            rows.append(("incomplete", f"{', '.join(server.incomplete)}: index verify says what is missing"))
     if facts.hubness:
         rows.append(("hubness", f"{facts.hubness.half:,} outputs give half of the answers"))
     table(opened.name, ["", ""], rows)

@@ -155,7 +155,7 @@ def create(
     """
     from engine.creation import create_index
     from engine.index import IndexSettings
-    from engine.remote import new_index
+    from engine.remote_creation import new_index
     from engine.store.address import ServerAddress
 
     prompts = _templates(templates)
@@ -225,7 +225,8 @@ def rebuild(
     from engine.creation import create_like
     from engine.index import Index, IndexSettings
     from engine.rebuild import rebuild as fill
-    from engine.remote import is_index, new_index
+    from engine.remote import is_index
+    from engine.remote_creation import new_index
     from engine.store.address import ServerAddress
 
     source = index_folder(index_path)

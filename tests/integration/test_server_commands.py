@@ -139,6 +139,9 @@ def test_what_is_in_it(ask: Ask, pair: Pair) -> None:
         edge, server = ask(*command)
         if command[0] == "crawl":
             edge, server = edge["models"], server["models"]
+        elif command[1] == "info":
+            there = server.pop("server")
+            assert (there["outputs"], there["models"]) == (server["outputs"], MODELS)
         agree(edge, server)
     assert len(edge)
     edge, server = ask("index", "models", form=True)

@@ -56,7 +56,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_what_was_acknowledged_survives_a_kill(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.store.edge_config._INDEX_FROM_KB", 500)  # kept by the store: optimising has something to do
+    monkeypatch.setattr(
+        "engine.store.edge_config._INDEX_FROM_KB", 500
+    )  # kept by the store: optimising has something to do
     path = folder / "store"
     EdgeStore.create(path, LAYOUT).close()
     moments = random.Random(5)

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from engine.errors import IndexMissingError
-from engine.remote import Remote
+from engine.remote_creation import create_remote
 from engine.store.address import ServerAddress
 from engine.store.server import ServerChoices, ServerStore
 from tests.support.qdrant_server import standin
@@ -59,4 +59,4 @@ class Addresses:
 
 def to_server(empty: Path, address: str) -> Path:
     """Moves an empty embedded index to a server; its working folder."""
-    return Remote.create(ServerAddress.parse(address), empty, ServerChoices()).folder
+    return create_remote(ServerAddress.parse(address), empty, ServerChoices()).folder

@@ -16,7 +16,8 @@ from engine.catching_up import Seen
 from engine.errors import IndexDamagedError, IndexMissingError, InputError, StoreError
 from engine.index import Index, describe_background
 from engine.knowledge import Knowledge
-from engine.remote import Remote, index_folder, is_index, new_index, shown, working_folder
+from engine.remote import Remote, index_folder, is_index, shown, working_folder
+from engine.remote_creation import new_index
 from engine.schema import Model, ModelState, Task, TaskImage
 from engine.snapshot import Snapshot
 from engine.store.address import ServerAddress
