@@ -1,16 +1,15 @@
 """Bringing a snapshot of an index on a server up to date: only what has changed is asked for.
 
 Every record of a model on a server has a number that grows with every write (``seq``, microseconds), and a removal
-leaves a record of itself. A snapshot remembers the largest number it has seen; the next one asks for records above it,
-reads the outputs of the models among them that are new or were replaced, and takes all other rows from the snapshot
-before.
-
-Two writers may take numbers in one order and be acknowledged in another. So a little more is asked for than is new:
-everything since ``OVERLAP_S`` before the largest number seen; what was seen already is known by its number.
+leaves a record of itself; no record appears under a number that somebody may already have passed
+(:mod:`engine.store.server_models`). A snapshot remembers the largest number it has seen; the next one asks for records
+above it, reads the outputs of the models among them that are new or were replaced, and takes all other rows from the
+snapshot before.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +19,18 @@ from filelock import FileLock
 
 from engine.calibration import Background, calibrate
 from engine.errors import IndexDamagedError
+from engine.files import write_json
 from engine.outputs import OutputTable
 from engine.schema import Model, ModelState
 from engine.snapshot import Snapshot, split_copies, write_snapshot
 from engine.store.base import StoreLayout
 from engine.store.server import ServerStore
 
-OVERLAP_S = 900
-"""Longest time, in seconds, between taking a number and the write's being visible, retries and slow clocks included."""
+_FOLLOWED = "followed.json"
+"""Beside the snapshots: how far the store was followed since the current one, where nothing shown has changed."""
+
+_ASKED_AGAIN = 5
+"""Models left out of a snapshot whose outputs are counted again every time."""
 
 _ATTEMPTS = 3
 """More, if models are replaced while they are read."""
@@ -41,15 +44,13 @@ class Seen:
 
     Attributes:
         identity: Of the store.
-        seq: The largest number seen.
-        recent: Numbers of the records that will be asked for once more, by repository id, None for one removed.
+        seq: The largest number seen, -1 if nothing was.
         lost: Models that nobody sees: copies whose original is not there at the revision that they equal, and models
             whose outputs are not all there.
     """
 
     identity: str
     seq: int
-    recent: Mapping[str, int]
     lost: tuple[Model, ...]
 
     @classmethod
@@ -58,16 +59,15 @@ class Seen:
         try:
             value = snapshot.source if snapshot is not None else None
             if value is None or value["identity"] != identity:
-                return cls(identity, -1, {}, ())
-            lost = tuple(Model.model_validate(model) for model in value["lost"])
-            return cls(identity, int(value["seq"]), {str(k): int(v) for k, v in value["recent"].items()}, lost)
+                return cls(identity, -1, ())
+            return cls(identity, int(value["seq"]), tuple(Model.model_validate(model) for model in value["lost"]))
         except (KeyError, TypeError, ValueError, AttributeError):
-            return cls(identity, -1, {}, ())  # written by hand or by a stranger: begin again
+            return cls(identity, -1, ())  # written by hand or by a stranger: begin again
 
     def to_json(self) -> dict[str, object]:
         """For ``meta.json``."""
         lost = [model.model_dump(mode="json", exclude_none=True) for model in self.lost]
-        return {"identity": self.identity, "seq": self.seq, "recent": dict(self.recent), "lost": lost}
+        return {"identity": self.identity, "seq": self.seq, "lost": lost}
 
 
 def catch_up(
@@ -113,33 +113,34 @@ def _follow(
     except IndexDamagedError:
         previous = None  # it is a cache
     seen = Seen.of(previous, store.identity)
-    if seen.seq < 0:
-        previous = None
+    upto, newest = max(seen.seq, _followed(root, previous, store.identity)), store.newest()
+    if seen.seq < 0 or newest < upto:  # the server has been put back to an earlier state
+        previous, upto, seen = None, -1, Seen(store.identity, -1, ())
+    elif newest == upto and previous is not None and previous.background == fingerprint and not _mended(store, seen):
+        return previous, 0
     records = {} if previous is None else {model.repo: model for model in _shown(previous, seen)}
-    recent, changed, newest = dict(seen.recent), set[str](), seen.seq
-    for change in store.changes(max(-1, seen.seq - OVERLAP_S * 1_000_000)):
-        if recent.get(change.repo) == change.seq:
-            continue
-        recent[change.repo], newest = change.seq, max(newest, change.seq)
+    changed = set[str]()
+    for change in store.changes(upto):
+        upto = max(upto, change.seq)
         if change.model is not None and change.model.state in {ModelState.INDEXED, ModelState.COPY}:
             changed.add(change.repo)
             records[change.repo] = change.model
         elif records.pop(change.repo, None) is not None:
             changed.add(change.repo)
-    if previous is not None and not changed and previous.background == fingerprint:
+    if previous is not None and not changed and previous.background == fingerprint and not _mended(store, seen):
+        note = {"identity": store.identity, "generation": previous.number, "seq": upto}
+        write_json(root / _FOLLOWED, note)
         return previous, 0
     if not records and previous is None:
         return None, 0
     copies, lost = split_copies(records.values())
     indexed = [model for model in records.values() if model.state is ModelState.INDEXED]
-    limit = newest - OVERLAP_S * 1_000_000
-    seqs = {repo: seq for repo, seq in recent.items() if seq > limit}
     unread: list[Model] = []
 
     def source(incomplete: Sequence[Model]) -> Mapping[str, object]:
         unread.extend(incomplete)
         theirs = [copy for model in incomplete for copy in copies.get(model.repo, ())]
-        return Seen(store.identity, newest, seqs, (*lost, *incomplete, *theirs)).to_json()
+        return Seen(store.identity, upto, (*lost, *incomplete, *theirs)).to_json()
 
     reader = _Calibrated(store, background, fingerprint, progress)
     snapshot = write_snapshot(
@@ -147,6 +148,22 @@ def _follow(
     )
     now = store.records_of([model.repo for model in unread])
     return snapshot, sum(now.get(model.repo) != model for model in unread)
+
+
+def _followed(root: Path, snapshot: Snapshot | None, identity: str) -> int:
+    """The number up to which nothing that a snapshot shows has changed, -1 if nobody has looked since it was made."""
+    try:
+        note = json.loads((root / _FOLLOWED).read_text(encoding="utf-8"))
+        mine = snapshot is not None and (note["identity"], note["generation"]) == (identity, snapshot.number)
+        return int(note["seq"]) if mine else -1
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def _mended(store: ServerStore, seen: Seen) -> bool:
+    """Whether the outputs of a model that was left out are all there by now: a replica may have been behind."""
+    left_out = [model for model in seen.lost if model.state is ModelState.INDEXED]
+    return any(store.count_revision(m.repo, m.revision) == m.outputs for m in left_out[:_ASKED_AGAIN])
 
 
 def _shown(snapshot: Snapshot, seen: Seen) -> Iterator[Model]:

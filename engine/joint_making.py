@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from engine.calibration import imagenet21k_names
-from engine.catching_up import OVERLAP_S
 from engine.descriptors import ConceptDescriptors
 from engine.errors import IndexUnusableError, InputError
 from engine.index import Index
@@ -153,12 +152,9 @@ def make_candidates(
 
 
 def catch_up(joint: JointCollection, since: int) -> int:
-    """Puts in and takes out what has changed since a number of the store's; how many models that were.
-
-    A little more is asked for, as two writers' numbers may be acknowledged in another order than they were taken.
-    """
+    """Puts in and takes out what has changed since a number of the store's; how many models that were."""
     changed = 0
-    for change in joint.store.changes(since - int(OVERLAP_S * 1e6)):
+    for change in joint.store.changes(since):
         model = change.model
         if model is not None and model.state is ModelState.INDEXED:
             table = joint.store.outputs(model.repo, model.revision)

@@ -166,9 +166,14 @@ class IndexWriter(KnowledgeWriter):
         for copy in self._followers(model.repo, table):  # before the record: a put that is repeated mends them
             self.store.upsert_model(copy.model_copy(update={"copied_revision": model.revision}))
         before = self._before(model.repo)
-        self.store.upsert_model(model.model_copy(update={"calibration": self.index.manifest.background.fingerprint}))
-        if self._remote is not None:
+        fingerprint = self.index.manifest.background.fingerprint
+        self.store.upsert_model(model.model_copy(update={"calibration": fingerprint}))
+        if isinstance(self.store, Shared):
             self._put_lately.add(model.repo)
+            if self.store.count_revision(model.repo, model.revision) < len(table):
+                # Whoever removed the model, or that revision of it, at this very moment: the record came after.
+                self.store.upsert_outputs(table)
+                self.store.renew_model(model.model_copy(update={"calibration": fingerprint}))
         self._remove_old(model.repo, before, model.revision)
 
     def _check(self) -> None:

@@ -96,6 +96,9 @@ class Shared(Protocol):
         it since.
         """
 
+    def count_revision(self, repo: str, revision: str) -> int:
+        """Number of a repository's outputs of one revision."""
+
     def delete_revision(self, repo: str, revision: str) -> None:
         """Removes a repository's outputs of one revision, and leaves alone what others may be writing."""
 

@@ -252,9 +252,15 @@ class ServerStore(DescriptorStore):
         kept: list[qm.Condition] = [] if keep_revision is None else [equals(records.REVISION, keep_revision)]
         self._on.remove("outputs", qm.Filter(must=[equals(records.REPO, repo)], must_not=kept))
 
+    def count_revision(self, repo: str, revision: str) -> int:
+        """See :meth:`Shared.count_revision`."""
+        return self._on.count(
+            "outputs", qm.Filter(must=[equals(records.REPO, repo), equals(records.REVISION, revision)])
+        )
+
     def delete_revision(self, repo: str, revision: str) -> None:
         """See :meth:`Shared.delete_revision`."""
-        self._on.remove("outputs", qm.Filter(must=[equals(records.REPO, repo), equals(records.REVISION, revision)]))
+        self._on.remove("outputs", equal_all({records.REPO: repo, records.REVISION: revision}))
 
     def delete_model(self, repo: str) -> None:
         """See :meth:`DescriptorStore.delete_model`. A record stays that says that the model is gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -23,6 +24,9 @@ from query.request import SearchRequest
 from query.search import Searcher
 
 log = logging.getLogger(LOGGER)
+
+_FOLLOW_SHARE = 0.1
+"""Of the time may go into following an index on a server."""
 
 Open = Callable[[Index], Searcher]
 """Makes a searcher over the current snapshot of an index."""
@@ -97,6 +101,7 @@ class Generations:
         self._lock = Lock()
         self._complaint: str | None = None
         self._seen: object = None
+        self._due = 0.0
         self.current: Generation | None = None
         self.manifest: Manifest = Index(folder).manifest
 
@@ -145,10 +150,13 @@ class Generations:
     def _follow(self) -> None:
         """Brings the working folder of an index on a server up to date; the embedded one is by its writer."""
         remote = Remote.of(self._folder)
-        if remote is not None:
+        if remote is not None and time.monotonic() >= self._due:
+            started = time.monotonic()
             remote.refresh()
             remote.fetch_once("probes")  # their thumbnails are part of the evidence
             Index(self._folder).current_snapshot()
+            # While a crawl writes there is something new every second, and a large snapshot takes a while to write.
+            self._due = time.monotonic() + (time.monotonic() - started) / _FOLLOW_SHARE
 
     def _prepare_labels(self, new: Generation) -> None:
         """Has at hand what the generation before had, so that requests that need it do not begin to wait."""

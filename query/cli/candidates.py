@@ -105,7 +105,7 @@ def candidates(
             ("breadth of the search", str(recall.breadth)),
         ]
         table(None, ("candidates", ("", "right")), rows)
-    if not recall.in_graph:
+    if not recall.in_graph and form == "table":
         note("the server has made no graph for so few outputs: it compares all of them, and that is what was measured")
     if not recall.sufficient:
         note(

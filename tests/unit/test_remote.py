@@ -139,21 +139,40 @@ def test_the_same_revision_put_again_is_read_again(address: str) -> None:
     np.testing.assert_array_equal(before.arrays.head_z[: rows.start], after.arrays.head_z[: rows.start])
 
 
-def test_a_write_that_comes_late_is_seen(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A number was taken before the reader looked, and the write was acknowledged after."""
+def test_what_nobody_sees_is_not_asked_for_again(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     index = Index(index_folder(address))
-    newest = Seen.of(index.snapshot(), index.remote.identity).seq  # type: ignore[union-attr]
+    number = index.snapshot().number
     with IndexWriter(index.folder) as writer:
-        put_model(writer, "org/late", ("bee",), seed=8)
-        store = writer.store
-        assert isinstance(store, ServerStore)
-        store.client.set_payload(
-            f"{store.name}_models",
-            {"seq": newest - 5},
-            points=[Model(repo="org/late", revision="r1").point_id],
-            wait=True,
-        )
-    assert "org/late" in {model.repo for model in index.snapshot().models}
+        for i in range(3):
+            writer.record(Model(repo=f"org/bad{i}", revision="r1", state=ModelState.FAILED, detail="no"))
+    assert index.snapshot().number == number
+    asked: list[int] = []
+    changes = ServerStore.changes
+
+    def watched(store: ServerStore, since: int) -> Iterator[object]:
+        asked.append(since)
+        return changes(store, since)
+
+    monkeypatch.setattr(ServerStore, "changes", watched)
+    assert index.snapshot().number == number
+    assert asked == []
+    with IndexWriter(index.folder) as writer:
+        writer.record(Model(repo="org/bad9", revision="r1", state=ModelState.FAILED, detail="no"))
+    assert index.snapshot().number == number
+    assert len(list(changes(index.remote.store, asked[0]))) == 1  # type: ignore[union-attr]
+
+
+def test_a_server_that_was_put_back_is_followed(address: str) -> None:
+    """As when a snapshot of Qdrant's own was restored: the numbers are smaller than those seen."""
+    index = Index(index_folder(address))
+    before = index.snapshot()
+    meta = before.folder / "meta.json"
+    value = json.loads(meta.read_text())
+    value["source"]["seq"] += 10**12
+    value["models"][0]["repo"] = "org/aghost"
+    meta.write_text(json.dumps(value))
+    after = index.snapshot()
+    assert [model.repo for model in after.models] == ["org/animals", "org/things", "zoo/both"]
 
 
 def test_copies_follow_their_originals(address: str) -> None:

@@ -264,3 +264,34 @@ def test_what_was_put_with_a_background_of_before_is_mended_by_who_put_it(
     with late:
         late.finish()
         assert not late.store.calibrated_otherwise(fingerprint)
+
+
+def test_a_model_that_is_removed_while_it_is_put_is_put_again(machine: Machines) -> None:
+    """Its outputs go between the outputs and the record, as of one that another machine is about to remove."""
+    with IndexWriter(machine()) as writer:
+        store = writer.store
+        assert isinstance(store, ServerStore)
+        put = store.upsert_model
+
+        def late(model: Model) -> None:
+            store.delete_revision(model.repo, model.revision)
+            put(model)
+
+        store.upsert_model = late  # type: ignore[method-assign]
+        put_model(writer, "org/m", THINGS, revision="r1", seed=2)
+        whole(store)
+        assert store.count_revision("org/m", "r1") == 3
+
+
+def test_a_model_whose_outputs_come_late_is_shown_when_they_are_there(machine: Machines) -> None:
+    folder = machine()
+    with IndexWriter(folder) as writer:
+        put_model(writer, "org/good", ANIMALS, seed=1)
+        put_model(writer, "org/late", THINGS, seed=2)
+        table = writer.store.outputs("org/late", "r1")
+        assert table is not None
+        writer.store.delete_outputs("org/late")
+        index = Index(machine())
+        assert [model.repo for model in index.snapshot().models] == ["org/good"]
+        writer.store.upsert_outputs(table)  # as of a replica that was behind: the record does not change
+        assert [model.repo for model in index.snapshot().models] == ["org/good", "org/late"]
