@@ -10,6 +10,7 @@ not Qdrant) is reported at once.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import random
@@ -29,6 +30,10 @@ DEADLINE = "HUBHOUND_QDRANT_DEADLINE"
 """Environment variable: seconds after which a request that keeps failing is given up."""
 
 _DEADLINE_S = 120.0
+_TOLD_S = 3.0
+"""After which somebody who waits is told why."""
+
+log = logging.getLogger("hubhound.store")
 
 
 def deadline_from_environment() -> float:
@@ -102,6 +107,7 @@ class Patience:
         self._first_wait_s = first_wait_s
         self._longest_wait_s = longest_wait_s
         self._answered = False
+        self._told = False
 
     def call(self, doing: str, request: Callable[[], T]) -> T:
         """The answer to a request, repeated until there is one.
@@ -180,6 +186,7 @@ class Patience:
     def _tried(self, request: Callable[[], T]) -> T:
         answer = request()
         self._answered = True
+        self._told = False
         return answer
 
     def _wait(self, doing: str, trouble: Trouble, error: Exception, tries: int, started: float) -> None:
@@ -201,6 +208,10 @@ class Patience:
             if trouble.after_s > deadline_s:
                 tail = f" (it asks to wait {trouble.after_s:.0f} s; {DEADLINE} allows {deadline_s:.0f})"
             raise StoreError(self._message(doing, trouble) + tail, self.where) from error
+        if self._answered and not self._told and elapsed_s > _TOLD_S:
+            self._told = True  # once, until it answers again
+            left_s = deadline_s - elapsed_s
+            log.warning("%s; trying again for up to %.0f s", self._message(doing, trouble), left_s)
         time.sleep(wait_s)
 
     def _message(self, doing: str, trouble: Trouble) -> str:

@@ -20,6 +20,7 @@ from engine.distance import Method
 from engine.errors import one_line
 from engine.index import Index
 from engine.knowledge import Knowledge
+from engine.remote import shown
 from query.api.admission import hold_while
 from query.api.batches import RETRY_S, Encoder, TextBatches
 from query.api.errors import LOGGER, ApiError, ProblemKind, retry_after, without_paths
@@ -251,11 +252,10 @@ class Service:
         """What is served, for people, in a few words."""
         current = self._generations.current
         if current is None:
-            return f"answers for the index {self.settings.index}, which is empty"
+            return f"answers for the index {shown(self.settings.index)}, which is empty"
         snapshot = current.searcher.snapshot
-        return (
-            f"answers for the index {self.settings.index}: {len(snapshot):,} outputs of {len(snapshot.models):,} models"
-        )
+        held = f"{len(snapshot):,} outputs of {len(snapshot.models):,} models"
+        return f"answers for the index {shown(self.settings.index)}: {held}"
 
     def _load(self) -> Encoder:
         if self._load_encoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -84,6 +85,10 @@ def method_option(function: Function) -> Function:
     )(function)
 
 
+LOGGED_S = 30.0
+"""Between two lines about progress where standard error is no terminal."""
+
+
 @functools.cache
 def console() -> Console:
     """The console for progress and hints, on standard error."""
@@ -131,7 +136,7 @@ def _printable(text: str) -> str:
 
 @contextmanager
 def progress(description: str, unit: str = "") -> Iterator[Advance]:
-    """A progress bar on standard error; nothing where that is no terminal.
+    """A progress bar on standard error; where that is no terminal, a line every half minute.
 
     Args:
         description: What is being done.
@@ -163,6 +168,13 @@ def bars() -> Iterator[Callable[[str, str], Advance]]:
         disable=not console().is_terminal,
         transient=True,
     ) as live:
+        due = [time.monotonic() + LOGGED_S]
+
+        def log(description: str, done: float, total: float) -> None:
+            """In a log file, where a bar would be noise, a line now and then says that it goes on."""
+            if live.disable and time.monotonic() >= due[0]:
+                due[0] = time.monotonic() + LOGGED_S
+                note(f"{description}: {done:,.0f}" + (f" of {total:,.0f}" if total else ""))
 
         def add(description: str, unit: str) -> Advance:
             task = live.add_task(description, total=None, rate="")
@@ -175,6 +187,7 @@ def bars() -> Iterator[Callable[[str, str], Advance]]:
                 speed = live.tasks[live.task_ids.index(task)].speed
                 rate = f"{speed:,.0f} {unit}/s" if speed and unit else ""
                 live.update(task, completed=done, total=total or None, rate=rate)
+                log(text or description, done, total)
 
             return advance
 

@@ -262,3 +262,20 @@ def test_the_deadline_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("HUBHOUND_QDRANT_DEADLINE", bad)
         with pytest.raises(InputError, match="seconds from 1 to 86400"):
             deadline_from_environment()
+
+
+def test_who_waits_is_told_why_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("engine.store.patience._TOLD_S", 0.2)
+    with standin(tmp_path) as server, fault_proxy(server.url) as proxy:
+        patience = Patience(proxy.url, "zoo", deadline_s=30, first_wait_s=0.1, longest_wait_s=0.3)
+        client = connect(proxy.url)
+        patience.call("read", client.get_collections)
+        assert caplog.messages == []
+        proxy.refuse(1.5)
+        patience.call("read", client.get_collections)
+        (message,) = caplog.messages
+        assert message.startswith(f"the Qdrant server at {proxy.url} does not answer")
+        assert "trying again for up to 30 s" in message or "trying again for up to 29 s" in message
+        client.close()
