@@ -182,7 +182,10 @@ class ServerSource(StoreSource):
         from engine.store.shelf import FileShelf
 
         self.name = str(address)
-        self.store = ServerStore.open(address.connect(), address.name)
+        try:
+            self.store = ServerStore.open(address.connect(), address.name)
+        except IndexMissingError as error:
+            raise IndexMissingError(self.name) from error
         self.layout = self.store.layout
         self._shelf = FileShelf(self.store)
         if self._shelf.entry(MANIFEST) is None:

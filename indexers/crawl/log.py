@@ -22,6 +22,8 @@ from typing import Literal, TextIO
 from indexers.crawl.standing import STAGES, Snapshot
 
 LOGGER = "hubhound.crawl"
+STORE_LOGGER = "hubhound.store"
+"""What is said about a server that does not answer (engine.store.patience)."""
 
 FORMATS = ("text", "json")
 
@@ -117,18 +119,20 @@ def logging_to(form: Format, stream: TextIO | None = None) -> Iterator[logging.L
     Yields:
         The logger.
     """
-    logger = logging.getLogger(LOGGER)
+    logger, store = logging.getLogger(LOGGER), logging.getLogger(STORE_LOGGER)
     handler = _Lines(stream)
     handler.setFormatter(_Json() if form == "json" else _Text())
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    before = [(one, one.level, one.propagate) for one in (logger, store)]
+    for one in (logger, store):
+        one.addHandler(handler)
+        one.setLevel(logging.INFO)
+        one.propagate = False
     try:
         yield logger
     finally:
-        logger.removeHandler(handler)
-        logger.level, logger.propagate = before
+        for one, level, propagate in before:
+            one.removeHandler(handler)
+            one.level, one.propagate = level, propagate
         handler.close()
 
 
