@@ -21,6 +21,7 @@ from engine.remote import FILE, Progress, Remote, working_folder
 from engine.store.address import ServerAddress
 from engine.store.edge import EdgeStore
 from engine.store.server import ServerChoices, ServerStore
+from engine.store.server_config import PARTS
 from engine.store.shelf import FileShelf
 
 _MAKING = "making.json"  # on the shelf: while an index is being made there, by whom and since when
@@ -45,6 +46,8 @@ def new_index(index: str, spread: Mapping[str, int], progress: Progress | None =
         StoreError: The server refused or did not answer.
     """
     if not ServerAddress.is_server(index):
+        if any(number != 1 for number in spread.values()):
+            raise InputError(f"{index} is a folder: --shards, --replicas and --write-consistency are for servers")
         yield Path(index).expanduser()
         return
     address = ServerAddress.parse(index)
@@ -113,7 +116,10 @@ def refuse_taken(address: ServerAddress) -> None:
     with store:
         shelf = FileShelf(store)
         if shelf.entry(MANIFEST) is not None:
-            raise InputError(f"there is an index at {address} already: choose another name, or delete it first")
+            raise InputError(
+                f"there is an index at {address} already: choose another name, or delete its collections first "
+                f"({', '.join(f'{address.name}_{part}' for part in PARTS)})"
+            )
         if shelf.entry(UNFINISHED) is not None:
             raise unfinished(str(address))
         if store.count("models"):

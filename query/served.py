@@ -38,6 +38,9 @@ Engine = Literal["scan", "qdrant"]
 SCAN_UP_TO = 2_000_000
 """Outputs up to which ``auto`` fetches them all once and scans them."""
 
+GRAPH_FROM = 20_000_000
+"""Outputs above which ``auto`` takes candidates: an exact answer of the server would take many seconds."""
+
 _ATTEMPTS = 3
 """How often a search is begun again because models were written meanwhile."""
 
@@ -297,7 +300,7 @@ def choose_engine(engine: str, index: Index, request: SearchRequest) -> str:
     """What answers a request: ``scan`` or another engine.
 
     ``auto`` scans what is not on a server, what is not larger than ``SCAN_UP_TO``, what has been fetched already, and
-    what only a scan can answer.
+    what only a scan can answer. Above ``GRAPH_FROM`` it takes candidates, if their recall was measured to suffice.
 
     Args:
         engine: ``auto``, or what was asked for.
@@ -321,8 +324,19 @@ def choose_engine(engine: str, index: Index, request: SearchRequest) -> str:
             raise _scan_instead(engine, reason)
         return engine
     here = (index.folder / "snapshots" / "CURRENT").exists()
-    scan = reason is not None or here or remote.store.count_outputs() <= SCAN_UP_TO
-    return "scan" if scan or not _resolvable(request, remote.store) else "qdrant"
+    outputs = remote.store.count_outputs()
+    if reason is not None or here or outputs <= SCAN_UP_TO or not _resolvable(request, remote.store):
+        return "scan"
+    return "candidates" if outputs > GRAPH_FROM and not request.where and _reliable(index) else "qdrant"
+
+
+def _reliable(index: Index) -> bool:
+    """Whether an index has candidates whose recall was measured to be high enough to be relied on."""
+    from engine.store.joint import open_joint
+
+    remote = index.remote
+    joint = open_joint(index.folder, remote.store, index.manifest.background.fingerprint) if remote else None
+    return joint is not None and joint.recall is not None and joint.recall.sufficient
 
 
 def _resolvable(request: SearchRequest, store: ServedStore) -> bool:

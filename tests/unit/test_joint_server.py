@@ -33,10 +33,12 @@ from engine.remote import Remote, index_folder
 from engine.store.base import StoreFilter
 from engine.store.joint import JointCollection, need_joint, open_joint
 from engine.writer import IndexWriter
+from query import served
 from query.cli.candidates import candidates
+from query.filters import parse_conditions
 from query.request import SearchRequest
 from query.search import Searcher
-from query.served import ServedSearcher
+from query.served import ServedSearcher, choose_engine
 from tests.support.servers import Addresses, server_addresses, to_server
 from tests.support.small_index import ANIMALS, THINGS, encode, make_filled_index, make_index, put_model
 
@@ -310,3 +312,22 @@ def test_the_command_says_what_was_measured(folder: Path) -> None:
     assert "used only where --engine candidates asks for them" in result.stderr
     result = CliRunner().invoke(candidates, ["--index", address, "--drop"], catch_exceptions=False)
     assert "removed" in result.stderr
+
+
+def test_only_candidates_of_a_high_recall_may_be_the_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_candidates(folder, SETTINGS, encode=encode)
+    monkeypatch.setattr(served, "SCAN_UP_TO", 3)
+    monkeypatch.setattr(served, "GRAPH_FROM", 13)
+    shutil.rmtree(folder / "snapshots", ignore_errors=True)
+    index, request = Index(folder), SearchRequest(concepts=("cat",))
+    assert choose_engine("auto", index, request) == "candidates"
+    filtered = SearchRequest(concepts=("cat",), where=parse_conditions(["library=timm"]))
+    assert choose_engine("auto", index, filtered) == "qdrant"
+    monkeypatch.setattr(served, "GRAPH_FROM", 14)
+    assert choose_engine("auto", index, request) == "qdrant"
+    monkeypatch.setattr(served, "GRAPH_FROM", 13)
+    recall = JointRecall.read(folder)
+    assert recall is not None
+    recall.model_copy(update={"recall": {"10": 0.98, "100": 1.0}}).write(folder)
+    assert choose_engine("auto", index, request) == "qdrant"
+    assert choose_engine("candidates", index, request) == "candidates"
