@@ -41,7 +41,7 @@ def test_a_node_is_killed_and_one_added_and_the_result_is_that_of_one_process(tm
         log = tmp_path / "fleet" / "crawl.log"
         process = fleet.start(log=log)
         try:
-            wait_for(fleet.index, _two_at_work, WAIT_S, process)
+            wait_for(fleet.index, lambda journal: _under_way(journal, log), WAIT_S, process)
             nodes.kill(first)
             nodes.add()
             wait_for(fleet.index, lambda _: log.read_text().count("worker joined") == 3, WAIT_S, process)
@@ -74,6 +74,5 @@ def test_a_node_is_killed_and_one_added_and_the_result_is_that_of_one_process(tm
     assert len([name for name in left if not name.startswith("images-")]) <= 1, left
 
 
-def _two_at_work(journal: Journal) -> bool:
-    counts = journal.counts()
-    return counts[State.STORED] >= 2 and counts[State.PROBING] == 2
+def _under_way(journal: Journal, log: Path) -> bool:
+    return journal.counts()[State.STORED] >= 2 and log.read_text().count("worker joined") == 2

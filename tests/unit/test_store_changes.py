@@ -134,13 +134,13 @@ def test_a_write_that_was_passed_is_found_all_the_same(
     put = slow._records._put
     first: list[int] = []
 
-    def late(payloads: Any, numbers: dict[str, int], lowest: int) -> None:
+    def late(payloads: Any, numbers: dict[str, int], *more: Any) -> None:
         if not first:  # the number is taken; now another writes and the follower passes it
             first.extend(numbers.values())
             quick.upsert_model(model("org/quick"))
             follower.catch_up()
             assert follower.since > first[0]
-        put(payloads, numbers, lowest)
+        put(payloads, numbers, *more)
 
     monkeypatch.setattr(slow._records, "_put", late)
     slow.upsert_model(model("org/slow"))
@@ -159,13 +159,13 @@ def test_two_that_take_the_same_number_do_not_share_it(
     put = one._records._put
     done: list[bool] = []
 
-    def meanwhile(payloads: Any, numbers: dict[str, int], lowest: int) -> None:
+    def meanwhile(payloads: Any, numbers: dict[str, int], *more: Any) -> None:
         if not done:
             done.append(True)
             two.upsert_model(model("org/two"))
             follower.catch_up()
             assert set(numbers.values()) == {follower.since}
-        put(payloads, numbers, lowest)
+        put(payloads, numbers, *more)
 
     monkeypatch.setattr(one._records, "_put", meanwhile)
     one.upsert_model(model("org/one"))

@@ -193,11 +193,11 @@ def test_writers_of_copies_do_not_lose_each_other(
     number = one._records._number
     done: list[bool] = []
 
-    def meanwhile(payloads: Any) -> None:
+    def meanwhile(*given: Any) -> None:
         if not done:
             done.append(True)
             two.upsert_model(copy("z/two", "org/a"))
-        number(payloads)
+        number(*given)
 
     monkeypatch.setattr(one._records, "_number", meanwhile)
     one.upsert_model(copy("z/one", "org/a"))
