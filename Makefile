@@ -34,6 +34,10 @@ bench: setup
 	$(BIN)/python benchmarks/recommend.py --small
 	$(BIN)/python benchmarks/crawl.py --small
 	$(BIN)/python benchmarks/http.py --small
+	$(BIN)/python benchmarks/server.py --small
+	$(BIN)/python benchmarks/catch_up.py --small
+	$(BIN)/python benchmarks/candidates.py --small
+	$(BIN)/python benchmarks/fleet.py --small
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
