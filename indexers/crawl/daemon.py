@@ -19,12 +19,14 @@ from typing import Any
 from engine.errors import ModelError
 from engine.writer import IndexWriter
 from indexers.crawl import log
+from indexers.crawl.adoption import Adopter
 from indexers.crawl.crew import Crew
 from indexers.crawl.desk import Desk, Gone, Item, Returned, Troubled
 from indexers.crawl.fetching import FetchOptions, KnownWeights
 from indexers.crawl.filters import Filters
 from indexers.crawl.journal import Claim, Journal
 from indexers.crawl.kinds import Kind
+from indexers.crawl.last_call import last_call
 from indexers.crawl.limits import Limits, Setup
 from indexers.crawl.lister import Lister
 from indexers.crawl.listing import Source
@@ -115,6 +117,8 @@ class Daemon:
         self._lister = Lister(journal, source, filters, options.follow, options.interval_s, options.full_every_s, watch)
         crew = self._crew
         self._upkeep = Upkeep(journal, watch, lambda: crew.ready, lambda: crew.used_bytes)
+        self._adopter = Adopter(desk, journal, kind.holdings, watch) if kind.holdings is not None else None
+        self._passes_checked = 0
 
     @property
     def phase(self) -> str:
@@ -160,11 +164,24 @@ class Daemon:
         self._stop.set()
 
     def _step(self, wait_s: float) -> None:
-        item = self._desk.take(wait_s)
+        item = self._desk.take(0 if self._look() else wait_s)
         if item is not None:
             self._keep(item)
         self._keeper.publish(force=False)
         self._upkeep.run()
+
+    def _look(self) -> bool:
+        """Takes over what the index holds of what is listed; whether there may be more at once."""
+        if self._adopter is None or self._stop.is_set():
+            return False
+        passes = self._lister.full_passes
+        if passes != self._passes_checked:
+            self._adopter.check_copies()
+            self._passes_checked = passes
+        more = self._adopter.run()
+        if not more:
+            self._adopter.sketch()
+        return more
 
     def _keep(self, item: Item) -> None:
         if isinstance(item, Gone):
@@ -204,12 +221,16 @@ class Daemon:
     def _finished(self) -> bool:
         if not self._desk.exhausted and (self._options.follow or not self._lister.ended):
             return False
+        if self._adopter is not None and not self._desk.exhausted and self._lister.full_passes != self._passes_checked:
+            return False
         return self._desk.finished
 
     def _wind_up(self, listing: threading.Thread, tick: Callable[[str], None]) -> None:
         """Stores what is finished within the grace, and puts back what is not."""
         desk = self._desk
         desk.stop.set()
+        if self._adopter is not None:
+            self._adopter.tell()
         deadline = time.monotonic() + GRACE_S
         while self._crew.probing and desk.trouble is None and time.monotonic() < deadline:
             self._step(_TICK_S)
@@ -223,7 +244,10 @@ class Daemon:
             self._journal.release(claim.repo, claim.revision)
             self._crew.leave(claim)
         if self._signal is None and desk.trouble is None:
-            self._writer.finish()
+            with last_call(
+                "everything is stored, and the store is being put in order; a second signal ends it at once"
+            ):
+                self._writer.finish()
         elif desk.trouble is None:
             self._keeper.publish(force=True)
         if desk.trouble is None:

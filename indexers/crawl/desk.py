@@ -83,6 +83,10 @@ class Desk:
         """Weights that are being fetched or probed."""
         self.trouble: BaseException | None = None
         """What ends the crawl."""
+        self.looked: frozenset[int] | None = None
+        """The journal's rows that are not in the index, of those never tried: only they are handed out. None: all."""
+        self.starving = False
+        """Set when somebody asked for a model and got none; perhaps because none was looked at."""
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -123,8 +127,10 @@ class Desk:
         with self._lock:
             if self.exhausted:
                 return None
-            claim = self._journal.claim()
-            if claim is not None:
+            claim = self._journal.claim(self.looked)
+            if claim is None:
+                self.starving = True
+            else:
                 self._claims[(claim.repo, claim.revision)] = claim
                 self._claimed += 1
             return claim

@@ -150,7 +150,12 @@ class Filters:
 
     def _in_shard(self, repo: str) -> bool:
         part, parts = self.shard or (0, 1)
-        return int.from_bytes(hashlib.sha256(repo.encode()).digest()[:8], "big") % parts == part
+        return part_of(repo, parts) == part
+
+
+def part_of(repo: str, parts: int) -> int:
+    """Which of so many parts (``--shard``), from 0, a repository belongs to."""
+    return int.from_bytes(hashlib.sha256(repo.encode()).digest()[:8], "big") % parts
 
 
 def _above(value: int | None, limit: int | None) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from typing import Self
 
 from engine.errors import Reason
 from indexers.crawl.backoff import Backoff
+from indexers.crawl.journal_adoption import Adoptions
 from indexers.crawl.journal_moves import (
     CLEARED,
     advance,
@@ -30,7 +31,7 @@ from indexers.crawl.journal_moves import (
     store,
     whole,
 )
-from indexers.crawl.journal_passes import LISTED_COLUMNS, PageResult, Pass, Passes, listed_of
+from indexers.crawl.journal_passes import LISTED_COLUMNS, PageResult, Pass, listed_of
 from indexers.crawl.records import UNDER_WAY, Listed, State
 
 __all__ = ["FILE", "Claim", "Journal", "PageResult", "Pass"]
@@ -60,7 +61,7 @@ class Claim:
     listed: Listed
 
 
-class Journal(Passes):
+class Journal(Adoptions):
     """The journal of a crawl; safe to use from several threads, and from several processes at once.
 
     Args:
@@ -103,11 +104,15 @@ class Journal(Passes):
 
     # -- work ---------------------------------------------------------------------------------------------------------
 
-    def claim(self) -> Claim | None:
+    def claim(self, looked: Container[int] | None = None) -> Claim | None:
         """Takes the next revision that is due, None if none is.
 
         First what was tried before or put back, the longest due first, then what was not, the last modified first; no
         revision of a repository of which another one is in hand.
+
+        Args:
+            looked: Rows (``untried``) that the index does not hold: of what was never tried only these are taken, and
+                nothing where the next is none of them. None for all.
         """
         with self._database.transaction() as connection:
             now = self._clock()
@@ -125,6 +130,8 @@ class Journal(Passes):
             if found is None:
                 return None
             row, attempts, *columns = found
+            if looked is not None and due.startswith("next_try = 0") and row not in looked:
+                return None
             enter(connection, now, row, State.FETCHING, values={"in_hand": 1, "attempts": attempts + 1})
         listed = listed_of(columns)
         return Claim(listed.repo, listed.revision, listed.folder, attempts + 1, listed)

@@ -136,6 +136,8 @@ def store(connection: sqlite3.Connection, now: float, row: Row, values: Mapping[
     # Copies stay where their original only moved on: the same weights, and still an original.
     if former and not (copy_of is None and weights is not None and all(other == weights for _, other in former)):
         again += free_copies(connection, now, row.repo)
+    if not former:  # what was found in the index as its copy is the copy of a revision that was never listed here
+        again += free_copies(connection, now, row.repo, "AND stored_at IS NULL")
     if isinstance(copy_of, str):
         states = connection.execute("SELECT DISTINCT state FROM revisions WHERE repo = ?", (copy_of,)).fetchall()
         if states and (State.STORED,) not in states:
@@ -170,10 +172,18 @@ def put_back(
     return not _make_way(connection, now, row)
 
 
-def free_copies(connection: sqlite3.Connection, now: float, repo: str) -> list[str]:
-    """Lists again what is stored as copies of a repository, due at once; returns their repositories by name."""
+def free_copies(connection: sqlite3.Connection, now: float, repo: str, which: str = "") -> list[str]:
+    """Lists again what is stored as copies of a repository, due at once; returns their repositories by name.
+
+    Args:
+        connection: Within a transaction.
+        now: Seconds since 1970.
+        repo: The original.
+        which: Only those; a condition of SQL, never a stranger's text.
+    """
     copies = connection.execute(
-        "SELECT id, repo FROM revisions WHERE +state = 'stored' AND copy_of = ? AND repo <> ? ORDER BY repo",
+        f"SELECT id, repo FROM revisions WHERE +state = 'stored' AND copy_of = ? AND repo <> ? {which} "  # noqa: S608
+        "ORDER BY repo",
         (repo, repo),
     ).fetchall()
     for row, _ in copies:

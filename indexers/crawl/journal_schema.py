@@ -62,6 +62,9 @@ _SCHEMA = (
     f"PRAGMA user_version = {VERSION}",
 )
 
+_ADDED = ("CREATE INDEX IF NOT EXISTS found_in_index ON revisions(id) WHERE state = 'stored' AND stored_at IS NULL",)
+"""What journals of the same version may lack, and work without."""
+
 _BUSY_S = 30.0
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _UNOPENED = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM})
@@ -144,6 +147,10 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             if self._is_empty(connection):
                 for statement in _SCHEMA:
+                    connection.execute(statement)
+            marks = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+            if marks == [APPLICATION_ID, VERSION]:  # what is another's stays as it is
+                for statement in _ADDED:
                     connection.execute(statement)
             connection.execute("COMMIT")
         except BaseException:

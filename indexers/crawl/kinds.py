@@ -12,6 +12,7 @@ from indexers import vlm_files
 from indexers.crawl.assignments import Profiling
 from indexers.crawl.fetching import ClassifierFiles, Fetched, Files
 from indexers.crawl.fleet.parcel import Parcel, images_below
+from indexers.crawl.holdings import Holdings
 from indexers.crawl.journal import Journal
 from indexers.crawl.keeper import Keeper
 from indexers.crawl.messages import ProfileJob
@@ -40,6 +41,7 @@ class Kind(Generic[Found]):
         job: What a vision-language model is asked where another machine does the work, with the paths of images below
             the index's folder; None for a classifier, which is shown the probes.
         parcel: What such a machine needs of the index, given where the probe images are if they were moved.
+        holdings: What the index holds of what is listed; None where it cannot be told before a model is fetched.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class Kind(Generic[Found]):
     keeper: Keeper[Found]
     job: Callable[[Fetched], ProfileJob | None]
     parcel: Callable[[Path | None], Parcel]
+    holdings: Holdings | None = None
 
 
 def classifiers(writer: IndexWriter, journal: Journal, watch: Watch, *, keep_gone: bool) -> Kind[Probed]:
@@ -71,6 +74,7 @@ def classifiers(writer: IndexWriter, journal: Journal, watch: Watch, *, keep_gon
         keeper,
         job=lambda fetched: None,
         parcel=lambda folder: Parcel.of_probes(writer.index, folder),
+        holdings=Holdings(writer),
     )
 
 
@@ -78,6 +82,8 @@ def vlms(
     writer: IndexWriter, journal: ProfileJournal, watch: Watch, options: ProfileOptions, *, keep_gone: bool
 ) -> Kind[Profiled]:
     """Vision-language models, which are profiled on the index's tasks.
+
+    A profile names the weights that it is of and no commit: what the index holds shows when a model has been fetched.
 
     Args:
         writer: The index.

@@ -49,6 +49,8 @@ class Lister:
         """Whether it is listing just now."""
         self.ended = False
         """Whether the one pass of a crawl that does not follow has come to its end."""
+        self.full_passes = 0
+        """Those of everything that have come to their end."""
 
     def run(self, stop: threading.Event, on_gone: Callable[[str, str], None]) -> None:
         """Lists until there is nothing more to list, or until told to stop.
@@ -102,6 +104,7 @@ class Lister:
         self._watch.ended("list", self._source.name, seconds)
         if result.ended:
             self._watch.listing_ended()
+            self.full_passes += full
         log.event(
             "listed" if result.ended else "listing put off",
             source=self._source.name,

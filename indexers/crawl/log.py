@@ -57,6 +57,18 @@ def error(name: str, /, **fields: object) -> None:
     logging.getLogger(LOGGER).error("%s", name, extra={"facts": fields})
 
 
+def placeless(name: str, /, **fields: object) -> str:
+    """The line of an event that another process will write for us, with ``<text>`` or ``<utc>`` for the time.
+
+    As the log's own lines are, where there is one, and else for people.
+    """
+    facts = {"event": name, **fields}
+    formatters = (handler.formatter for handler in logging.getLogger(LOGGER).handlers)
+    if any(isinstance(formatter, _Json) for formatter in formatters):
+        return json.dumps({"at": "<utc>", "level": "info", **facts}, ensure_ascii=True)
+    return f"<text> {_told(name, dict(fields))}"
+
+
 def summary(now: Snapshot) -> None:
     """Logs how the crawl stands: a sentence for people, counts and rates by name in JSON."""
     means = {stage: taken.recent_mean_s for stage, taken in now.stages.items() if taken.recent_mean_s is not None}
@@ -84,6 +96,8 @@ def sentence(now: Snapshot, whole: bool = False) -> str:
         f"{sum(now.refused.values()):,} refused",
         f"{sum(now.failed.values()):,} failed",
     ]
+    if found := sum(now.found.values()):
+        parts.append(f"{found:,} found in the index")
     if now.filtered:
         parts.append(f"{now.filtered:,} filtered out")
     if now.queue is not None:

@@ -24,6 +24,10 @@ METRICS = {
     "hubhound_crawl_models_total": (
         "Models that came to an end, by state (stored, copy, refused, failed, gone) and, where there is one, reason."
     ),
+    "hubhound_crawl_found_total": (
+        "Models found in the index, so that nothing of them was fetched, by what it says (stored, copies, refused, "
+        "failed)."
+    ),
     "hubhound_crawl_outputs_total": "Outputs written to the index; copies of a model add none.",
     "hubhound_crawl_retries_total": "Tries of a model that failed and will be made again, by reason.",
     "hubhound_crawl_retry_wait_seconds_total": "Seconds that tries were put off by, in all.",
@@ -149,6 +153,11 @@ def _counters(now: Snapshot) -> Iterator[Metric]:
         for reason in dict.fromkeys((*_REASONS, *counts)):
             models.add_metric([state, reason], counts.get(reason, 0))
     yield models
+
+    found = _counter("hubhound_crawl_found_total", "what")
+    for what, count in now.found.items():
+        found.add_metric([what], count)
+    yield found
 
     retries = _counter("hubhound_crawl_retries_total", "reason")
     for reason in dict.fromkeys((*_REASONS, *now.retried)):

@@ -70,6 +70,31 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What the index says has become of a revision, without our having done anything about it.
+
+    Attributes:
+        repo: Id.
+        revision: Commit or content hash.
+        state: ``stored``, ``refused`` or ``failed``.
+        outputs: In the index, of a copy those of its original; 0 unless stored.
+        copy_of: The repository that it is a copy of.
+        copied_revision: The revision of that.
+        reason: Why it was refused or failed.
+        detail: One line on that.
+    """
+
+    repo: str
+    revision: str
+    state: State
+    outputs: int = 0
+    copy_of: str | None = None
+    copied_revision: str | None = None
+    reason: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
 class Probed:
     """What a child process found out about one model; all of it is a stranger's word until it was checked.
 

@@ -12,6 +12,9 @@ GAUGES = ("queue", "disk_bytes", "memory_bytes", "fds")
 """Levels that the daemon measures: models that wait (listed, waiting for another try, or fetched and not yet probed),
 bytes of the downloads on disk, resident bytes of the daemon, its open file descriptors."""
 
+FOUND = ("stored", "copies", "refused", "failed")
+"""What an index can say of a model that was listed."""
+
 BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Upper edges in seconds by which the times of a stage are counted; a last bucket has no edge."""
 
@@ -65,6 +68,8 @@ class Snapshot:
         filtered: Of these, refused by a filter before anything was fetched.
         stored: Models that were probed and stored.
         copies: Models that were linked to one with the same weights.
+        found: Models that the index was found to hold, or to say why not, so that nothing of them was fetched: by what
+            it says, each of ``FOUND``. They are in none of the other counts.
         outputs: Of the models stored; copies add none.
         refused: Models refused after they were listed, by reason.
         failed: Models that failed for good, by reason.
@@ -96,6 +101,7 @@ class Snapshot:
     filtered: int
     stored: int
     copies: int
+    found: Mapping[str, int]
     outputs: int
     refused: Mapping[str, int]
     failed: Mapping[str, int]
@@ -126,8 +132,9 @@ class Snapshot:
 
     @property
     def settled(self) -> int:
-        """Models that came to an end in this run: stored, copies, refused or failed."""
-        return self.stored + self.copies + sum(self.refused.values()) + sum(self.failed.values())
+        """Models that came to an end in this run: stored, copies, found in the index, refused or failed."""
+        ended = self.stored + self.copies + sum(self.refused.values()) + sum(self.failed.values())
+        return ended + sum(self.found.values())
 
     def counts(self) -> dict[str, int]:
         """The counts that every report of a crawl gives, by name."""
@@ -138,6 +145,7 @@ class Snapshot:
             "filtered": self.filtered,
             "stored": self.stored,
             "copies": self.copies,
+            "found": sum(self.found.values()),
             "outputs": self.outputs,
             "refused": sum(self.refused.values()),
             "failed": sum(self.failed.values()),

@@ -12,7 +12,6 @@ from engine.errors import Reason
 from engine.outputs import OutputTable
 from engine.schema import Model, ModelState
 from engine.similarity import REACH, same_responses, sketch
-from engine.store.base import Shared
 from engine.writer import IndexWriter
 from indexers.crawl import log
 from indexers.crawl.fetching import Fetched, KnownWeights
@@ -65,18 +64,13 @@ class Storekeeper(Keeper[Probed]):
             if known.state is ModelState.INDEXED:
                 table = self._writer.store.outputs(repo, revision)
                 if table is not None and len(table) == known.outputs:
-                    if isinstance(
-                        self._writer.store, Shared
-                    ):  # it was not acknowledged: readers may be past its number
-                        self._writer.store.renew_model(known)
-                    else:
-                        self._writer.remove_others(repo, revision)  # which the kill may have left
+                    self._writer.complete(known)
                     self._journal.stored(repo, revision, outputs=known.outputs, sketch=sketch(table))
                     held += 1
             elif known.copy_of is not None:
                 original = self._writer.store.model(known.copy_of)
                 if original is not None and original.revision == known.copied_revision:
-                    self._writer.remove_others(repo, None)
+                    self._writer.complete(known)
                     self._journal.stored(repo, revision, outputs=original.outputs, copy_of=original.repo)
                     held += 1
         _, released = self._journal.recover(lambda _repo, _revision: None)

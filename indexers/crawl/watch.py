@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 
-from indexers.crawl.standing import BUCKETS_S, GAUGES, STAGES, InHand, Snapshot, StageTime
+from indexers.crawl.standing import BUCKETS_S, FOUND, GAUGES, STAGES, InHand, Snapshot, StageTime
 
 SLOT_S = 10.0
 SLOTS = 60
@@ -43,6 +43,7 @@ class Watch:
         self._pass_entries = 0
         self._pass_total: int | None = None
         self._stored = self._copies = self._outputs = self._gone = self._children = self._bytes = 0
+        self._found = dict.fromkeys(FOUND, 0)
         self._refused: dict[str, int] = {}
         self._failed: dict[str, int] = {}
         self._retried: dict[str, int] = {}
@@ -170,6 +171,21 @@ class Watch:
                 self._outputs += outputs
                 row[_OUTPUTS] += outputs
 
+    def found(self, counts: Mapping[str, int]) -> None:
+        """Models were found in the index, and nothing has to be done about them.
+
+        Args:
+            counts: By what the index says, of ``FOUND``.
+
+        Raises:
+            ValueError: It can say no such thing.
+        """
+        with self._lock:
+            for name, count in counts.items():
+                _check(name, FOUND)
+                self._found[name] += count
+                self._recent.row(self._elapsed())[_SETTLED] += count
+
     def refused(self, reason: str) -> None:
         """A model that was listed will not be tried (again)."""
         self._settle(self._refused, reason)
@@ -221,7 +237,7 @@ class Watch:
             sums, span_s = self._recent.sums(elapsed)
             whole_s = max(elapsed, _SHORTEST_S)
             stored = self._stored + self._copies
-            settled = stored + sum(self._refused.values()) + sum(self._failed.values())
+            settled = stored + sum(sum(some.values()) for some in (self._found, self._refused, self._failed))
             remaining = self._remaining()
             left = remaining * span_s / sums[_SETTLED] if remaining and sums[_SETTLED] else None
             in_hand = sorted(self._in_hand.items(), key=lambda item: item[1])
@@ -233,6 +249,7 @@ class Watch:
                 filtered=self._filtered,
                 stored=self._stored,
                 copies=self._copies,
+                found=dict(self._found),
                 outputs=self._outputs,
                 refused=dict(self._refused),
                 failed=dict(self._failed),

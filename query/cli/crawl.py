@@ -274,7 +274,7 @@ def _address(given: Given) -> str | None:
         return None
     from indexers.crawl.fleet.address import check
 
-    return check(given.ray)
+    return check(given.ray, note)
 
 
 def _fleet(

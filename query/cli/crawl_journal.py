@@ -48,6 +48,7 @@ def status(index_path: str, shard: tuple[int, int] | None, form: str) -> None:
     with _journal(index_path, shard, read_only=True) as journal:
         heartbeat = read(journal.path.with_name(HEARTBEAT))
         counts = {state.value: count for state, count in journal.counts().items()}
+        found = journal.adopted()
         failures, queue, sources, now = journal.failures(), journal.queue(), journal.sources(), journal.now()
         rates = {"last hour": journal.rates(_HOUR_S), "since the start": journal.rates()}
     if form == "quiet":
@@ -61,6 +62,7 @@ def status(index_path: str, shard: tuple[int, int] | None, form: str) -> None:
                 "pid": heartbeat.beat.pid if heartbeat is not None else None,
                 "heartbeat_age_s": _rounded(heartbeat.age_s if heartbeat is not None else None),
                 "models": counts,
+                "found_in_index": found,
                 "queue": {
                     "due": queue.due,
                     "waiting": queue.waiting,
@@ -82,10 +84,12 @@ def status(index_path: str, shard: tuple[int, int] | None, form: str) -> None:
         _show_failures(failures)
     if sources:
         _show_sources(sources, now)
+    if found:
+        note(f"{found:,} of those stored were found in the index: no crawl of this journal has probed them")
     note(_running(heartbeat))
     note(_waiting(queue))
     if failures:
-        note(f"more about one: hubhound crawl why MODEL --index {index_path}")
+        note(f"more about one: hubhound crawl why MODEL --index {_place(index_path, shard)}")
 
 
 @click.command(
@@ -118,7 +122,7 @@ def retry(
         reasons = journal.reasons()
         for model in models:
             if not journal.rows(model):
-                raise InputError(_unknown(model, index_path))
+                raise InputError(_unknown(model, index_path, shard, "retry"))
     if reason is not None and reason not in reasons:
         there = ", ".join(repr(name) for name in reasons) or "none, nothing failed or was refused"
         raise InputError(f"there is no reason {reason!r} to try again, there are: {there}")
@@ -160,7 +164,7 @@ def why(model: str, index_path: str, shard: tuple[int, int] | None, form: str) -
     with _journal(index_path, shard, read_only=True) as journal:
         rows, events, now = journal.rows(model), journal.history(model), journal.now()
         if not rows:
-            raise InputError(_unknown(model, index_path))
+            raise InputError(_unknown(model, index_path, shard, "why"))
         copies = journal.copies_of(model)
     if form == "json":
         revisions = [_row_json(row, [event for event in events if event.revision == row.revision]) for row in rows]
@@ -181,7 +185,7 @@ def why(model: str, index_path: str, shard: tuple[int, int] | None, form: str) -
     if history:
         table(None, ["when (UTC)", "revision", "state", "why"], history)
     for row in rows:
-        hint = _hint(row, model, index_path)
+        hint = _hint(row, model, _place(index_path, shard))
         if hint:
             note(hint)
 
@@ -207,7 +211,15 @@ def _journal(index_path: str, shard: tuple[int, int] | None, *, read_only: bool)
     return Journal(path, read_only=read_only)
 
 
-def _unknown(model: str, index_path: str) -> str:
+def _unknown(model: str, index_path: str, shard: tuple[int, int] | None, command: str) -> str:
+    from indexers.crawl.filters import part_of
+
+    if shard is not None and (part := part_of(model, shard[1])) != shard[0]:
+        there = _place(index_path, (part, shard[1]))
+        return (
+            f"{model!r} belongs to part {part}/{shard[1]}, not to {shard[0]}/{shard[1]}: where that is crawled, ask "
+            f"'hubhound crawl {command} {model} --index {there}'"
+        )
     return (
         f"the crawl has not met a model {model!r}: check its name, or add it with "
         f"'hubhound index add {model} --index {index_path}'"
@@ -231,7 +243,8 @@ def _fate(row: Row, now: float) -> str:
         case "stored" if row.copy_of is not None:
             fate = f"is in the index as a copy of {row.copy_of}"
         case "stored":
-            fate = f"is in the index with {row.outputs:,} outputs" + (f", it took {_span(took)}" if took else "")
+            how = f", it took {_span(took)}" if took else ", and was found there" * (not row.attempts)
+            fate = f"is in the index with {row.outputs:,} outputs{how}"
         case "gone":
             fate = f"is gone: {because}"
         case under_way:
@@ -239,17 +252,22 @@ def _fate(row: Row, now: float) -> str:
     return fate
 
 
-def _hint(row: Row, model: str, index_path: str) -> str | None:
+def _place(index_path: str, shard: tuple[int, int] | None) -> str:
+    """As a command takes it."""
+    return index_path if shard is None else f"{index_path} --shard {shard[0]}/{shard[1]}"
+
+
+def _hint(row: Row, model: str, place: str) -> str | None:
     """What one can do about a revision."""
     state = row.state.value
     if state == "refused" and not row.attempts:
         return "the crawl's filters refuse it: crawl with others, it is taken when it is listed again"
     if state in ("failed", "refused") or (state == "listed" and row.reason is not None):
-        return f"try it again: hubhound crawl retry {model} --index {index_path}"
+        return f"try it again: hubhound crawl retry {model} --index {place}"
     if row.in_hand:
         return "if no crawl runs it was killed: the next one begins with this model again"
     if state == "listed":
-        return f"see whether the crawl runs: hubhound crawl status --index {index_path}"
+        return f"see whether the crawl runs: hubhound crawl status --index {place}"
     return None
 
 

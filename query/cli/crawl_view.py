@@ -113,6 +113,7 @@ def panel(now: Snapshot) -> RenderableType:
     lines = [
         Text(line, style, no_wrap=True, overflow="ellipsis")
         for line, style in (
+            (_reasons("found in the index", {what: count for what, count in now.found.items() if count}), ""),
             (_reasons("refused", now.refused), ""),
             (_reasons("failed", now.failed), "yellow"),
             (_reasons("to be tried again", now.retried), ""),
@@ -177,7 +178,12 @@ def report(now: Snapshot, form: str) -> None:
 def as_json(now: Snapshot) -> dict[str, Any]:
     """What a run has done, for programs."""
     counts: dict[str, Any] = dict(now.counts())
-    counts |= {"refused": dict(now.refused), "failed": dict(now.failed), "retried": dict(now.retried)}
+    counts |= {
+        "found": dict(now.found),
+        "refused": dict(now.refused),
+        "failed": dict(now.failed),
+        "retried": dict(now.retried),
+    }
     return {
         **counts,
         "seconds": round(now.uptime_s, 3),
@@ -211,7 +217,9 @@ def _report_counts(now: Snapshot) -> None:
         "outputs": now.outputs,
         "gone": now.gone,
     }
+    found = {what: count for what, count in now.found.items() if count}
     rows = [[name, "", f"{count:,}"] for name, count in counts.items()]
+    rows += [["found in the index", what, f"{count:,}"] for what, count in found.items()]
     for name, reasons in (("refused", now.refused), ("failed", now.failed), ("tried again", now.retried)):
         rows += [[name, reason, f"{count:,}"] for reason, count in sorted(reasons.items(), key=lambda i: (-i[1], i[0]))]
     rows.append(["fetched", "", size(now.bytes_fetched)])

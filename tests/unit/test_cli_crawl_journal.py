@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from indexers.crawl.journal import FILE, Journal
-from indexers.crawl.records import Listed, Refusal
+from indexers.crawl.records import Found, Listed, Refusal, State
 from query.cli.crawl_journal import _span
 from query.cli.main import run
 
@@ -114,6 +115,28 @@ def test_status_for_programs(zoo: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (source["unfinished"]["kind"], source["unfinished"]["entries"]) == ("full", 8)
     quiet, _ = answer(capsys, "status", "--index", zoo, "--format", "quiet")
     assert quiet.splitlines()[0] == "listed 2" and len(quiet.splitlines()) == 8
+
+
+def test_what_was_found_in_the_index_is_told_apart(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "found in the index" not in answer(capsys, "status", "--index", zoo)[1]
+    assert document(capsys, "status", "--index", zoo)["found_in_index"] == 0
+    with Journal(zoo / FILE) as journal:
+        gated = Found("o/bad", "b" * 40, State.FAILED, reason="broken weights", detail="not all there")
+        page: list[tuple[Listed, Refusal | None]] = [
+            (Listed(f"o/{name}", name[0] * 40), None) for name in ("there", "bad")
+        ]
+        journal.add_page(journal.begin_pass("hub", True), page, "next")
+        assert journal.adopt([Found("o/there", "t" * 40, State.STORED, 7), gated]) != []
+    status = document(capsys, "status", "--index", zoo)
+    assert (status["found_in_index"], status["models"]["stored"], status["models"]["failed"]) == (1, 3, 2)
+    assert status["rates"]["since_the_start"]["models"] == 2  # no rate counts it
+    assert "1 of those stored were found in the index" in answer(capsys, "status", "--index", zoo)[1]
+    out, err = answer(capsys, "why", "o/there", "--index", zoo)
+    assert "is in the index with 7 outputs, and was found there" in out and err == ""
+    assert re.search(r" stored +found in the index", out)
+    out, err = answer(capsys, "why", "o/bad", "--index", zoo)
+    assert "failed after one attempt: broken weights: not all there (found in the index)" in out
+    assert f"hubhound crawl retry o/bad --index {zoo}" in err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,20 @@ def test_a_part_can_be_asked_while_the_server_is_away(home: Path, capsys: pytest
     assert "was crawled in parts, name one: --shard 0/2" in capsys.readouterr().err
     assert run(["crawl", "why", "org/name", "--index", SERVER, "--shard", "1/2"]) == 1
     assert "--shard 0/2" in capsys.readouterr().err
+
+
+def test_a_model_of_another_part_is_told_where_to_ask(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"org/model-{i}" for i in range(20)]
+    digest = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names}
+    ours, theirs = (next(name for name in names if digest[name] % 2 == part) for part in (0, 1))
+    make_journal(home_of(home, (0, 2), shared=True))
+    for command in ("why", "retry"):
+        assert run(["crawl", command, theirs, "--index", SERVER, "--shard", "0/2"]) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"'{theirs}' belongs to part 1/2, not to 0/2: " in line
+        assert f"'hubhound crawl {command} {theirs} --index {SERVER} --shard 1/2'" in line
+        assert run(["crawl", command, ours, "--index", SERVER, "--shard", "0/2"]) == 1
+        assert "has not met" in capsys.readouterr().err
 
 
 def test_the_whole_can_be_asked_too(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,7 @@ def test_every_figure(watch: Watch, clock: Clock, server: MetricsServer) -> None
     watch.refused(Reason.GATED.value)
     watch.failed('a reason "of" a stranger\\\n{}')
     watch.retried(Reason.NETWORK.value, 12.5)
+    watch.found({"stored": 5, "refused": 1})
     watch.gone()
     watch.child_born()
     watch.fetched(4096)
@@ -96,6 +97,9 @@ def test_every_figure(watch: Watch, clock: Clock, server: MetricsServer) -> None
         ("models_total", ("gated", "refused")): 1,
         ("models_total", ("gated", "failed")): 0,
         ("models_total", ('a reason "of" a stranger\\\n{}', "failed")): 1,
+        ("found_total", ("stored",)): 5,
+        ("found_total", ("refused",)): 1,
+        ("found_total", ("copies",)): 0,
         ("retries_total", ("network",)): 1,
         ("retry_wait_seconds_total", ()): 12.5,
         ("listing_troubles_total", ()): 1,
@@ -116,8 +120,8 @@ def test_every_figure(watch: Watch, clock: Clock, server: MetricsServer) -> None
         ("disk_bytes", ()): 3e9,
         ("memory_bytes", ()): 2.5e8,
         ("open_fds", ()): 31,
-        ("done_ratio", ()): 4 / 16,  # four came to an end, eleven wait, one is in hand
-        ("left_seconds", ()): 12 * 10,  # four in 40 s
+        ("done_ratio", ()): 10 / 22,  # four came to an end, six were found, eleven wait, one is in hand
+        ("left_seconds", ()): 12 * 4,  # ten in 40 s
     }
     for (name, labels), value in expected.items():
         assert found[(prefix + name, labels)] == pytest.approx(value), (name, labels)

@@ -84,6 +84,23 @@ def test_the_view_of_a_crawl_whose_length_is_known(watch: Watch, clock: Clock) -
     ]
 
 
+def test_what_was_found_in_the_index_is_shown_apart(
+    watch: Watch, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crawl(watch, clock)
+    watch.found({"stored": 2000, "copies": 40})
+    first, rates, *rest = lines_of(watch)
+    assert "2,080/2,200 models" in first
+    assert rates.startswith("4.3 models/min")
+    assert "found in the index 2,040: stored 2,000, copies 40" in rest
+    report(watch.now(), "table")
+    captured = capsys.readouterr()
+    rows = [re.split(r"\s{2,}", line.strip()) for line in captured.out.splitlines()]
+    assert ["found in the index", "stored", "2,000"] in rows and ["found in the index", "copies", "40"] in rows
+    assert not any(row[:2] == ["found in the index", "failed"] for row in rows)
+    assert ", 2,040 found in the index, 30 filtered out" in captured.err
+
+
 def test_the_view_while_the_length_is_not_known(watch: Watch, clock: Clock) -> None:
     assert lines_of(watch) == ["0 models", "0.0 models/min  0 outputs/min"]
     watch.listed(1000, 0, 0, None)
@@ -273,6 +290,7 @@ def test_the_report_as_json(watch: Watch, clock: Clock, capsys: pytest.CaptureFi
         "filtered": 30,
         "stored": 20,
         "copies": 0,
+        "found": {"stored": 0, "copies": 0, "refused": 0, "failed": 0},
         "outputs": 5000,
         "refused": {"gated": 8, "too large": 2},
         "failed": {"took too long": 9, "crashed": 1},

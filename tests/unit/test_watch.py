@@ -52,6 +52,8 @@ def test_what_is_counted(watch: Watch, clock: Clock) -> None:
     watch.child_born()
     watch.fetched(700)
     watch.fetched(300)
+    watch.found({"stored": 40, "copies": 3})
+    watch.found({"stored": 2, "failed": 1})
     clock.now += 4
     now = watch.now()
     assert now.counts() == {
@@ -61,6 +63,7 @@ def test_what_is_counted(watch: Watch, clock: Clock) -> None:
         "filtered": 2,
         "stored": 1,
         "copies": 1,
+        "found": 46,
         "outputs": 10,  # a copy's were not written
         "refused": 3,
         "failed": 1,
@@ -71,7 +74,9 @@ def test_what_is_counted(watch: Watch, clock: Clock) -> None:
     }
     assert (now.refused, now.failed, now.retried) == ({"gated": 2, "too large": 1}, {"crashed": 1}, {"network": 2})
     assert now.retry_wait_s == 10
-    assert now.settled == 6
+    assert now.found == {"stored": 42, "copies": 3, "refused": 0, "failed": 1}
+    assert now.settled == 6 + 46
+    assert now.models_per_min_overall == 2 * 60 / 4  # what was found is no work of ours
     assert (now.uptime_s, now.since_stored_s) == (4, 4)
     assert now.bytes_per_s == 250
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 
@@ -17,8 +18,11 @@ from engine.errors import HubhoundError, InputError, one_line
 CONNECT_S = 5.0
 """Longest wait for a connection."""
 
+TELL_S = 2.5
+"""A longer wait for a cluster is told of."""
+
 JOIN_S = 20.0
-"""Longest wait for a cluster that has taken the connection to let us in."""
+"""Longest wait for a cluster to let us in; what is none is found out before that (`indexers.crawl.fleet.knock`)."""
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 """Ray's environment: it tells nobody of us."""
@@ -26,11 +30,12 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 _FORM = "HOST:PORT, as 'ray start --head' prints it, or 'auto' for the cluster of this machine"
 
 
-def check(address: str) -> str:
+def check(address: str, tell: Callable[[str], None] = lambda line: None) -> str:
     """Looks whether there is a cluster that this machine can drive.
 
     Args:
         address: ``HOST:PORT`` or ``auto``.
+        tell: Called with a line if that takes longer than one would think.
 
     Returns:
         The same as ``HOST:PORT``.
@@ -53,7 +58,7 @@ def check(address: str) -> str:
                 f"there is no Ray cluster at {address}: {why}; look at 'ray status' there, or start one with "
                 "'ray start --head'"
             ) from error
-    return _join(address)
+    return _join(address, tell)
 
 
 def _parts(address: str) -> tuple[str, int]:
@@ -63,7 +68,7 @@ def _parts(address: str) -> tuple[str, int]:
     return match[1].strip("[]"), int(match[2])
 
 
-def _join(address: str) -> str:
+def _join(address: str, tell: Callable[[str], None]) -> str:
     """What Ray itself says, from a process that is killed when it takes too long."""
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-P", "-m", "indexers.crawl.fleet.knock", address],
@@ -74,7 +79,11 @@ def _join(address: str) -> str:
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate(timeout=JOIN_S)
+        try:
+            said, _ = process.communicate(timeout=min(TELL_S, JOIN_S))
+        except subprocess.TimeoutExpired:
+            tell(f"waiting for the Ray cluster at {address} to let us in, up to {JOIN_S:g} s")
+            said, _ = process.communicate(timeout=max(0.0, JOIN_S - TELL_S))
         answer = json.loads(said)
     except subprocess.TimeoutExpired:
         answer = {"error": f"it has not let us in for {JOIN_S:g} s"}
