@@ -11,7 +11,8 @@ folder=${1:-"$(dirname "$0")/secrets"}
 mkdir -p "$folder"
 cd "$folder"
 
-random() { head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n'; }
+# Digits and letters alone: a key that begins with "-" would be taken for an option where one is typed.
+random() { head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n'; }
 once() { [ -e "$1" ] || cat > "$1"; }
 
 random | once qdrant_api_key

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import click
 import pytest
@@ -85,6 +86,9 @@ def test_every_command_line_is_understood(source: str, monkeypatch: pytest.Monke
             if program == "hubhound":
                 parse(cli, arguments, "hubhound")
                 started += 1
+            elif program == "ray":
+                scripts = pytest.importorskip("ray.scripts.scripts")
+                parse(scripts.cli, arguments, "ray")
             else:
                 assert program == "hf"
     assert started, source
@@ -117,9 +121,10 @@ def test_the_mirror_fetches_with_options_that_there_are() -> None:
 def test_every_variable_is_one_that_somebody_reads(source: str) -> None:
     known = variables_of_ours() | HUB | set(LIBRARIES)
     for container in containers_of(source):
-        line = KUBERNETES.joinpath("base/crawler.yaml").read_text()
+        manifests = (KUBERNETES / "base" / "crawler.yaml", *(KUBERNETES / "overlays" / "fleet").iterdir())
+        lines = "".join(path.read_text() for path in manifests)
         for name in container.environment:
-            assert name in known or f"$({name})" in line, f"{container.where}: {name}"
+            assert name in known or f"$({name})" in lines, f"{container.where}: {name}"
     assert {name for name in HUB if hasattr(constants, name) or name == "HF_ENDPOINT"} == HUB
 
 
@@ -149,6 +154,7 @@ def test_every_mounted_path_is_used(source: str) -> None:
     for container in SOURCES[source]():
         told = " ".join((*container.arguments, *container.command, *container.environment.values(), *container.probes))
         told += " ".join(image_environment().values()) if container.ours else ""
+        told += "/models /dev/shm" if "ray" in told else ""  # the driver's --source; Ray's object store
         for mount in container.mounts:
             own = next((path for name, path in theirs.items() if container.image.startswith(name)), None)
             used = (
@@ -169,8 +175,12 @@ def test_writable_paths_of_the_image_are_mounted_where_the_root_is_read_only() -
     assert all(path in made for path in writable - {environment["HOME"]})
     for source in ("compose", *BUILDS):
         for container in containers_of(source):
-            needed = writable - ({"/data"} if container.lines()[0][0] == "hf" else set())
+            needed = writable - (set() if opens_index(container) else {"/data"})
             assert needed <= container.mounts, container.where
+
+
+def opens_index(container: Container) -> bool:
+    return any(line[0] == "hubhound" for line in container.lines())
 
 
 def value_after(arguments: tuple[str, ...], option: str) -> str:
@@ -199,11 +209,40 @@ def test_ports_agree_with_each_other() -> None:
     assert value_after(by_name["crawler"].arguments, "--metrics-host") == "0.0.0.0"  # noqa: S104
 
 
+RAY_PORTS = ("--port", "--node-manager-port", "--object-manager-port", "--min-worker-port")
+
+
+def ray_ports(line: list[str]) -> list[str]:
+    """Ports on which a node of Ray is asked; of those for its workers the first."""
+    return [value for option, value in pairwise(line) if option in RAY_PORTS]
+
+
+def test_nodes_of_ray_are_asked_on_the_ports_that_policies_let_pass() -> None:
+    path = "overlays/fleet"
+    by_name = {one.where.rpartition("/")[2]: one for one in pod_containers(path)}
+    (policy,) = (
+        one["spec"] for one in built(path) if one["kind"] == "NetworkPolicy" and one["metadata"]["name"] == "ray"
+    )
+    passing = [(port["port"], port.get("endPort")) for port in policy["ingress"][0]["ports"]]
+    assert passing == [(port["port"], port.get("endPort")) for port in policy["egress"][0]["ports"]]
+    for name in ("crawler", "prober"):
+        (line,) = (line for line in by_name[name].lines() if line[0] == "ray")
+        asked = set(map(int, ray_ports(line)))
+        assert asked == by_name[name].ports - {9400}
+        assert asked <= {first for first, _ in passing}
+        last = int(value_after(tuple(line), "--max-worker-port"))
+        assert (int(value_after(tuple(line), "--min-worker-port")), last) in passing
+    assert value_after(tuple(by_name["prober"].lines()[0]), "--address") == "crawler-0.crawler:6379"
+    assert value_after(by_name["crawler"].arguments, "--ray") == "127.0.0.1:6379"  # the pod's own address
+
+
 @pytest.mark.parametrize("path", [path for path in BUILDS if path.startswith("overlays")])
 def test_ports_of_pods_agree_with_each_other(path: str) -> None:
     documents = built(path)
     by_name = {one.where.rpartition("/")[2]: one for one in pod_containers(path)}
-    assert by_name["crawler"].ports == {int(value_after(by_name["crawler"].arguments, "--metrics-port"))}
+    of_ray = {int(port) for line in by_name["crawler"].lines() if line[0] == "ray" for port in ray_ports(line)}
+    assert by_name["crawler"].ports - of_ray == {int(value_after(by_name["crawler"].arguments, "--metrics-port"))}
+    assert of_ray <= by_name["crawler"].ports
     assert by_name["api"].ports == {int(value_after(by_name["api"].arguments, "--port"))}
     named = {
         (template["metadata"]["labels"]["app.kubernetes.io/name"], port["name"]): port["containerPort"]
@@ -215,11 +254,12 @@ def test_ports_of_pods_agree_with_each_other(path: str) -> None:
         app = service["spec"]["selector"]["app.kubernetes.io/name"]
         assert all((app, port["targetPort"]) in named for port in service["spec"]["ports"])
     for policy in (one for one in documents if one["kind"] == "NetworkPolicy"):
-        selector = policy["spec"]["podSelector"].get("matchLabels", {})
-        app = selector.get("app.kubernetes.io/name")
+        selector = policy["spec"]["podSelector"]
+        apps = {selector.get("matchLabels", {}).get("app.kubernetes.io/name")}
+        apps |= {value for rule in selector.get("matchExpressions", ()) for value in rule["values"]}
         for rule in policy["spec"].get("ingress", ()):
             for port in rule["ports"]:
-                assert port["port"] in [number for (name, _), number in named.items() if name == app]
+                assert port["port"] in [number for (name, _), number in named.items() if name in apps]
     for container in by_name.values():
         for probe in container.probes:
             port = json.loads(probe).get("httpGet", {}).get("port")
@@ -228,7 +268,7 @@ def test_ports_of_pods_agree_with_each_other(path: str) -> None:
 
 def test_the_index_and_its_key_are_the_same_everywhere() -> None:
     told = {
-        source: {(one.environment["HUBHOUND_INDEX"]) for one in containers_of(source) if one.lines()[0][0] != "hf"}
+        source: {(one.environment["HUBHOUND_INDEX"]) for one in containers_of(source) if opens_index(one)}
         for source in ("compose", *BUILDS)
     }
     assert set(map(frozenset, told.values())) == {frozenset({"qdrant://qdrant:6333/hub"})}

@@ -239,6 +239,53 @@ def test_with_a_mirror_only_a_pod_that_runs_no_model_reaches_the_hub() -> None:
     assert {"name": "models", "mountPath": "/models", "readOnly": True} in crawler["volumeMounts"]
 
 
+def secrets_of(path: str, kind: str, name: str) -> set[str]:
+    spec = named(path, kind, name)["spec"]["template"]["spec"]
+    return {item["key"] for volume in spec["volumes"] for item in volume.get("secret", {}).get("items", ())}
+
+
+def test_crawlers_have_the_token_of_the_hub_only_where_they_ask_it() -> None:
+    told = {path: secrets_of(path, "StatefulSet", "crawler") for path in OVERLAYS}
+    both, one = {"qdrant_api_key", "hf_token"}, {"qdrant_api_key"}
+    assert told == {"overlays/small": both, "overlays/cluster": both, "overlays/mirror": one, "overlays/fleet": one}
+
+
+def test_in_a_fleet_pods_that_probe_reach_nodes_of_ray_and_nothing_else() -> None:
+    path, nodes = "overlays/fleet", {"crawler", "prober"}
+    for peer, ports in ways_out(path, "prober"):
+        selector = peer["podSelector"]
+        if selector.get("matchLabels") == {"k8s-app": "kube-dns"}:
+            assert ports == {53}
+            continue
+        assert "namespaceSelector" not in peer
+        (rule,) = selector["matchExpressions"]
+        assert set(rule["values"]) == nodes
+        assert ports == {6379, 6380, 6381, 6400}
+    for app in ("qdrant", "api", "prometheus"):
+        assert not any(lets_out(path, "prober", app, port) for port in (6333, 6334, 8080, 9090))
+    assert all(lets_out(path, one, other, port) for one in nodes for other in nodes for port in (6379, 6400))
+    assert not any("ipBlock" in peer for who in nodes for peer, _ in ways_out(path, who))
+
+
+def test_in_a_fleet_pods_that_probe_have_no_secrets_and_the_one_that_has_runs_no_models() -> None:
+    path = "overlays/fleet"
+    spec = named(path, "Deployment", "prober")["spec"]["template"]["spec"]
+    assert not any("secret" in volume for volume in spec["volumes"])
+    (prober,) = spec["containers"]
+    assert "envFrom" not in prober
+    assert [variable["name"] for variable in prober["env"]] == ["POD_IP"]
+    mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in prober["volumeMounts"]}
+    assert mounts["/models"] is True  # at the same path as the crawler's
+    (crawler,) = named(path, "StatefulSet", "crawler")["spec"]["template"]["spec"]["containers"]
+    assert "--num-cpus 0 " in crawler["command"][2]
+    assert crawler["args"][crawler["args"].index("--source") + 1] == "/models"
+    room, taken = (
+        int(words[words.index(option) + 1])
+        for words, option in ((prober["command"], "--num-cpus"), (crawler["args"], "--cpus-per-worker"))
+    )
+    assert room >= taken > 0
+
+
 def test_a_way_out_that_should_not_be_is_noticed() -> None:
     block = {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"]}}
     with pytest.raises(AssertionError):
