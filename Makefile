@@ -35,6 +35,7 @@ bench: setup
 	$(BIN)/python benchmarks/crawl.py --small
 	$(BIN)/python benchmarks/http.py --small
 	$(BIN)/python benchmarks/server.py --small
+	$(BIN)/python benchmarks/over_grpc.py --small
 	$(BIN)/python benchmarks/catch_up.py --small
 	$(BIN)/python benchmarks/candidates.py --small
 	$(BIN)/python benchmarks/fleet.py --small

@@ -2,7 +2,7 @@
 
 ::
 
-    qdrant://HOST[:6333]/NAME[?grpc=6334]          HTTP, or gRPC for points where a port is given
+    qdrant://HOST[:6333]/NAME[?grpc=6334]          HTTP, or gRPC for everything where its port is given
     qdrant+https://HOST[:6333]/NAME[?grpc=6334]    the same over TLS
 
 Keys never stand in an address, which ends up in logs and process lists: they come from the environment or a file.
@@ -14,7 +14,6 @@ import os
 import re
 import ssl
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,7 +22,6 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from engine.errors import InputError
 
 if TYPE_CHECKING:
-    import httpx
     from qdrant_client import QdrantClient
 
 API_KEY = "HUBHOUND_QDRANT_API_KEY"
@@ -37,11 +35,20 @@ _SCHEMES = {"qdrant": False, "qdrant+https": True}
 _PORT = 6333
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?|[0-9a-f:.]*:[0-9a-f:.]*")
-_CONNECT_S = 5.0
-_FIRST_READ_S = 10.0
 _FORM = "qdrant://HOST[:6333]/NAME[?grpc=6334] or qdrant+https://..."
-# The engine's roots for gRPC are set for the whole process; only its own variable reaches them.
-_GRPC_ROOTS = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
+_CHANNEL = {
+    # A connection is made within 5 s, and tried again after at most 5; gRPC's own limits are 20 and 120.
+    "grpc.initial_reconnect_backoff_ms": 200,
+    "grpc.min_reconnect_backoff_ms": 5_000,
+    "grpc.max_reconnect_backoff_ms": 5_000,
+    # A request that has waited for 20 s asks whether the server is still there. Else one that vanished without a word
+    # would be waited for by each request in turn: all share one connection, which the kernel keeps for a quarter hour.
+    # Newer versions of gRPC go by the limit of a ping, older ones by that of the keepalive.
+    "grpc.keepalive_time_ms": 20_000,
+    "grpc.keepalive_timeout_ms": 10_000,
+    "grpc.http2.ping_timeout_ms": 10_000,
+}
+"""Of connections over gRPC."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +71,18 @@ class ServerAddress:
 
     @staticmethod
     def is_server(text: str) -> bool:
-        """Whether a text is meant as the address of a server, well formed or not; else it is a folder."""
-        return re.match(r"[a-z][a-z0-9+.-]*://", text.strip(), re.IGNORECASE) is not None
+        """Whether a text is meant as the address of a server, well formed or not; else it is a folder.
+
+        What begins with one of our schemes is, whatever is wrong behind it: such a folder is written ``./qdrant:...``.
+        """
+        return re.match(r"[a-z][a-z0-9+.-]*://|qdrant(\+https?)?:", text.strip(), re.IGNORECASE) is not None
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """An address from its text.
 
         Args:
-            text: As in the module's docstring.
+            text: As in the module's docstring; a slash at the end of the name is of no account.
 
         Raises:
             InputError: It is not of that form, or holds credentials. Those are not repeated in the message.
@@ -85,10 +95,14 @@ class ServerAddress:
         scheme = parts.scheme.lower()
         if scheme not in _SCHEMES:
             raise InputError(f"{_shown(text)} is no address of an index: use a folder, {_FORM}")
+        if not re.match(r"[^/]*://", text):
+            raise InputError(
+                f"{_shown(text)} has no two slashes after the colon: use {_FORM}, or ./{parts.scheme}:... for a folder"
+            )
         host = (parts.hostname or "").rstrip(".")
         if not _HOST.fullmatch(host):
             raise InputError(f"{_shown(text)} names no host that can be used: use {_FORM}")
-        name = parts.path[1:]
+        name = parts.path[1:].removesuffix("/")
         if not _NAME.fullmatch(name):
             raise InputError(
                 f"{_shown(text)}: the name of an index on a server is 1 to 64 letters, digits, _ and -, "
@@ -123,50 +137,36 @@ class ServerAddress:
         given: dict[str, Any] = {}
         authority = os.environ.get(CA_FILE)
         if self.https and authority:
-            if self.grpc_port is not None and os.environ.get(_GRPC_ROOTS) != authority:
-                raise InputError(f"{CA_FILE} does not reach gRPC: set {_GRPC_ROOTS} to the same file, or drop ?grpc=")
-            given["verify"] = _trust(authority)
-        if self.grpc_port is not None:
-            given |= {"prefer_grpc": True, "grpc_port": self.grpc_port}
-        return connect(self.url, api_key(), timeout_s, **given)
+            given = {"verify": _trust(authority), "grpc_options": {"root_certificates": Path(authority).read_bytes()}}
+        return connect(self.url, api_key(), timeout_s, self.grpc_port, **given)
 
 
-def connect(url: str, api_key: str | None = None, timeout_s: int = 60, **options: Any) -> QdrantClient:
+def connect(
+    url: str, api_key: str | None = None, timeout_s: int = 60, grpc_port: int | None = None, **options: Any
+) -> QdrantClient:
     """A client for a server; whether it answers shows with the first request.
 
     Args:
         url: ``http(s)://host:port``.
         api_key: If the server wants one.
-        timeout_s: Of one request.
+        timeout_s: Of one request; over gRPC of all of it, else of each step.
+        grpc_port: Of the gRPC interface; None to use REST.
         options: More for the client.
     """
     from qdrant_client import QdrantClient
 
+    from engine.store.limits import limit_requests
+
+    if grpc_port is not None:
+        options["grpc_options"] = _CHANNEL | options.get("grpc_options", {})
+        options |= {"prefer_grpc": True, "grpc_port": grpc_port}
     with warnings.catch_warnings():
         # Inside one machine or a private network it is a choice, and docs/operations.md says what it means.
         warnings.filterwarnings("ignore", message="Api key is used with an insecure connection")
         # The client's own version check runs in a thread and can only warn; a request fails with a clear error.
         client = QdrantClient(url=url, api_key=api_key, timeout=timeout_s, check_compatibility=False, **options)
-    _hurry(client)
+    limit_requests(client, url)
     return client
-
-
-def _hurry(client: QdrantClient) -> None:
-    """Makes requests wait less for a connection, and for the first answer, than for work to be done."""
-    answered = False
-
-    def limited(request: httpx.Request, send: Callable[[httpx.Request], httpx.Response]) -> httpx.Response:
-        nonlocal answered
-        limits = dict(request.extensions.get("timeout") or {})
-        for kind, most_s in (("connect", _CONNECT_S), ("read", limits.get("read") if answered else _FIRST_READ_S)):
-            if most_s is not None:
-                limits[kind] = most_s if limits.get(kind) is None else min(limits[kind], most_s)
-        request.extensions["timeout"] = limits
-        response = send(request)
-        answered = True
-        return response
-
-    client.http.client.add_middleware(limited)
 
 
 def api_key() -> str | None:
@@ -230,4 +230,4 @@ def _trust(file: str) -> ssl.SSLContext:
 
 def _shown(text: str) -> str:
     """The text for a message, without what may be a key."""
-    return repr(re.sub(r"//[^/@]*@", "//...@", text)[:200])
+    return repr(re.sub(r"(:/*)[^/@]*@", r"\1...@", text)[:200])

@@ -19,7 +19,7 @@ from engine.errors import IndexMismatchError, StoreError
 from engine.store import records
 from engine.store.base import StoreLayout
 from engine.store.knowledge import KIND, MODEL, NAME, TASK
-from engine.store.points import CALIBRATION, HOLDERS, LABELLED, REMOVED, SEQ, STATE
+from engine.store.points import CALIBRATION, HOLDERS, LABELLED, REMOVED, SEQ, STATE, WRITTEN
 
 FORMAT = 2
 """Of the records on a server: 2 has sequence numbers and tombstones of models, holders and labelled of outputs."""
@@ -149,6 +149,8 @@ PAYLOAD_INDEXES: dict[str, dict[str, Any]] = {
         records.REPO: _keyword(tenant=True),
         records.REVISION: _keyword(),
         LABELLED: qm.BoolIndexParams(type=qm.BoolIndexType.BOOL),
+        records.BACKGROUND: _keyword(),
+        WRITTEN: _number(),
         **{f"{HOLDERS}[].{field}": _keyword() for field in ("model", "library", "licence", "architecture")},
         **{f"{HOLDERS}[].{field}": _number() for field in ("parameters", "downloads")},
     },

@@ -23,6 +23,12 @@ _PASSING_WORDS = ("timeout", "timed out", "unavailable", "not active", "no leade
 # 500 and these words is how Qdrant says that its disk is full, before the log is written and when optimising.
 _FULL_WORDS = ("no space left on device", "not enough space", "os error 28", "disk quota exceeded")
 
+# What gRPC says where it cannot reach a server, loses it, or a gateway answers in the server's place.
+_UNREACHED = ("failed to connect", "errors resolving", "dns resolution failed", "lookup failed")
+_NO_HOST = ("domain name not found", "answer with no data", "not found")
+_LOST = ("stream", "goaway", "connection", "socket closed", "recvmsg", "sendmsg", "broken pipe")
+_CLUSTER = ("shard", "replica", "not active", "no leader", "consensus", "http2 header with status")
+
 
 class Kind(Enum):
     """What failed."""
@@ -30,6 +36,7 @@ class Kind(Enum):
     SILENT = "nobody answered"
     BUSY = "it answered that it cannot now"
     KEY = "it wants another API key"
+    FORBIDDEN = "this API key may not do it"
     FOREIGN = "something that is not Qdrant answered"
     TRUST = "its certificate is not trusted"
     FULL = "its disk is full"
@@ -73,10 +80,15 @@ class Trouble:
             if keyed
             else f"{server} wants an API key ({self.text}): set HUBHOUND_QDRANT_API_KEY or HUBHOUND_QDRANT_API_KEY_FILE"
         )
+        forbidden = (
+            f"the API key may not {doing} the index {name} at {where} ({self.text}): set HUBHOUND_QDRANT_API_KEY or "
+            "HUBHOUND_QDRANT_API_KEY_FILE to one that may"
+        )
         return {
             Kind.SILENT: f"{server} does not answer ({self.text}): is it running at that address?",
             Kind.BUSY: f"{server} cannot {doing} the index {name} now ({self.text}): try again later",
             Kind.KEY: key,
+            Kind.FORBIDDEN: forbidden if keyed else key,
             Kind.FOREIGN: f"what answers at {where} is no Qdrant server of version 1.16 or newer ({self.text}): "
             "check host and port",
             Kind.TRUST: f"the certificate of {server} is not trusted ({self.text}): set HUBHOUND_QDRANT_CA to the "
@@ -146,7 +158,7 @@ def _answer(error: UnexpectedResponse) -> Trouble:
     if any(words in low for words in _FULL_WORDS) or status == 507:
         return Trouble(Kind.FULL, text)
     if status in {401, 403}:
-        return Trouble(Kind.KEY, text)
+        return Trouble(Kind.KEY if status == 401 else Kind.FORBIDDEN, text)
     if status in _PASSING or (status >= 500 and any(words in low for words in _PASSING_WORDS)):
         after_s = _retry_after_s(error.headers.get("retry-after") if error.headers else None)
         return Trouble(Kind.BUSY, text, again=True, smaller=status in {408, 504} or "time" in low, after_s=after_s)
@@ -170,23 +182,49 @@ def _said(error: UnexpectedResponse) -> tuple[str, bool]:
 def _grpc(code: str, details: str) -> Trouble:
     text = f"{code}: {details}" if details else code
     low = details.lower()
-    if any(words in low for words in _FULL_WORDS):
-        return Trouble(Kind.FULL, text)
-    if code == "RESOURCE_EXHAUSTED" and "larger than max" in low:
-        return Trouble(Kind.REFUSED, text, smaller=True)
-    kind = {
-        "UNAUTHENTICATED": Kind.KEY,
-        "PERMISSION_DENIED": Kind.KEY,
-        "DEADLINE_EXCEEDED": Kind.BUSY,
-        "RESOURCE_EXHAUSTED": Kind.BUSY,
-        "ABORTED": Kind.BUSY,
-        "UNAVAILABLE": Kind.SILENT,
-        "UNIMPLEMENTED": Kind.FOREIGN,
-    }.get(code, Kind.REFUSED)
-    again = kind in {Kind.BUSY, Kind.SILENT}
-    silent = code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
-    nowhere = "dns resolution failed" in low and "not found" in low
-    return Trouble(kind, text, again, code == "DEADLINE_EXCEEDED", silent, nowhere)
+    for words, kind, about in _GRPC_SAYS:
+        if any(one in low for one in words):
+            return Trouble(kind, f"{about}{text}", smaller=kind is Kind.REFUSED)
+    made = _grpc_unreached(code, text, low)
+    if made is not None:
+        return made
+    passing = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"}
+    if code in passing or (code == "INTERNAL" and any(words in low for words in _PASSING_WORDS)):
+        return Trouble(Kind.BUSY, text, again=True, smaller="time" in low)
+    return Trouble(_GRPC_CODES.get(code, Kind.REFUSED), text)
+
+
+_GRPC_SAYS: tuple[tuple[tuple[str, ...], Kind, str], ...] = (
+    (_FULL_WORDS, Kind.FULL, ""),
+    (("larger than", "length too large", "http2 header with status: 413"), Kind.REFUSED, ""),
+    (("certificate_verify_failed", "hostname verification check failed"), Kind.TRUST, ""),
+    (("handshake failed",), Kind.FOREIGN, "it does not speak TLS: "),
+    (("failed parsing http/2", "http1.x"), Kind.FOREIGN, "it does not speak gRPC: "),
+    (("deserializing response",), Kind.FOREIGN, "its answer is not one of Qdrant's: "),
+)
+"""What is known by its words, whatever the code."""
+
+_GRPC_CODES = {
+    "UNAUTHENTICATED": Kind.KEY,
+    "PERMISSION_DENIED": Kind.FORBIDDEN,
+    "UNIMPLEMENTED": Kind.FOREIGN,
+}
+
+
+def _grpc_unreached(code: str, text: str, low: str) -> Trouble | None:
+    """What a call that got no answer means, None if it got one."""
+
+    def says(words: tuple[str, ...]) -> bool:
+        return any(one in low for one in words)
+
+    nowhere = says(_UNREACHED[1:]) and says(_NO_HOST)
+    if code == "DEADLINE_EXCEEDED" and low.startswith("deadline exceeded"):  # ours: a server's has words of its own
+        return Trouble(Kind.SILENT, text, again=True, smaller=True, unreached=True)
+    if code == "UNAVAILABLE" and (says(_UNREACHED) or not says(_CLUSTER)):
+        return Trouble(Kind.SILENT, text, again=True, unreached=True, nowhere=nowhere)
+    if code == "CANCELLED" or (code in {"INTERNAL", "UNKNOWN"} and says(_LOST)):
+        return Trouble(Kind.SILENT, text, again=True, unreached=True)
+    return None
 
 
 def _retry_after_s(value: str | None) -> float:

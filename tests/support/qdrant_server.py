@@ -1,9 +1,10 @@
 """A stand-in for a Qdrant server: Qdrant's REST API over the embedded engine, in a process of its own.
 
 The engine stores, searches and filters; what is here only translates. It is not Qdrant: one shard a collection, no
-gRPC, no cluster, no snapshots, no grouping, no recommendation or discovery queries.
+cluster, no snapshots, no grouping, no recommendation or discovery queries.
 
-``python -m tests.support.qdrant_server --folder DIR --port 0`` prints ``ready PORT`` when it answers.
+``python -m tests.support.qdrant_server --folder DIR --port 0`` prints ``ready PORT`` when it answers. With
+``--grpc-port 0`` it speaks gRPC as well (:mod:`tests.support.qdrant_standin_grpc`) and prints ``ready PORT GRPC_PORT``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -54,6 +55,8 @@ class Options:
         later_s: When an update takes effect that the client does not wait for.
         max_request_bytes: Longer requests are refused.
         version: The version that it says it is.
+        grpc_port: Where it speaks gRPC; 0 takes a free one, None: nowhere.
+        max_message_bytes: Longer requests over gRPC are refused; -1: no limit, as Qdrant has none.
         tls_certificate: PEM file; with it the server speaks https.
         tls_key: PEM file of its key.
     """
@@ -65,6 +68,8 @@ class Options:
     later_s: float = LATER_S
     max_request_bytes: int = MAX_REQUEST_BYTES
     version: str = VERSION
+    grpc_port: int | None = None
+    max_message_bytes: int = -1
     tls_certificate: Path | None = None
     tls_key: Path | None = None
 
@@ -86,6 +91,34 @@ class StandinServer(ThreadingHTTPServer):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(options.tls_certificate, options.tls_key)
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+
+    def respond(self, method: str, target: str, headers: Mapping[str, str], body: Any, size_bytes: int) -> Any:
+        """The ``result`` of the answer to a request.
+
+        Args:
+            method: HTTP method.
+            target: Path and query.
+            headers: Of the request; only those for keys are looked at.
+            body: JSON, None for none.
+            size_bytes: Length of the body on the wire.
+
+        Raises:
+            Fault: It is refused.
+        """
+        url = urlsplit(target)
+        route, open_parts = self.routes.match(method, url.path)
+        if url.path not in _OPEN_PATHS:
+            self.check_key(headers, route)
+        return self.perform(route, Request(open_parts, dict(parse_qsl(url.query)), body, size_bytes))
+
+    def perform(self, route: Route, request: Request) -> Any:
+        """The ``result`` of the answer to a request that was let in."""
+        if route.writes:
+            self.count_write()
+        try:
+            return route.answer(self.collections, request)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Fault(400, f"Format error in JSON body: {type(error).__name__}: {error}") from error
 
     def check_key(self, headers: Any, route: Route) -> None:
         """Refuses a request without the right API key."""
@@ -171,13 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Fault(400, f"Format error in JSON body: {error}") from error
         if self.command in ("POST", "PUT", "PATCH") and not isinstance(body, dict):
             raise Fault(400, "Format error in JSON body: expected an object")
-        if route.writes:
-            self.server.count_write()
-        request = Request(open_parts, dict(parse_qsl(url.query)), body, size_bytes)
-        try:
-            return route, route.answer(self.server.collections, request)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Fault(400, f"Format error in JSON body: {type(error).__name__}: {error}") from error
+        return route, self.server.perform(route, Request(open_parts, dict(parse_qsl(url.query)), body, size_bytes))
 
     def _skip(self, size_bytes: int) -> None:
         while size_bytes > 0:
@@ -212,6 +239,7 @@ class Standin:
         port: Where it listens.
         url: Its address.
         process: Its process.
+        grpc_port: Where it speaks gRPC, None: nowhere.
     """
 
     folder: Path
@@ -219,6 +247,7 @@ class Standin:
     url: str
     process: subprocess.Popen[str]
     arguments: list[str]
+    grpc_port: int | None = None
 
     def kill(self) -> None:
         """Ends it as a power switch would (SIGKILL); what it acknowledged is there after :meth:`restart`."""
@@ -228,7 +257,8 @@ class Standin:
     def restart(self) -> None:
         """Starts it again at the same address over the same data, after a stop or a kill."""
         self.stop()
-        self.process, self.port = _start(self.folder, self.port, self.arguments)
+        again = [] if self.grpc_port is None else ["--grpc-port", str(self.grpc_port)]
+        self.process, self.port, self.grpc_port = _start(self.folder, self.port, [*self.arguments, *again])
 
     def stop(self) -> None:
         """Ends it; nothing happens if it has ended."""
@@ -259,16 +289,16 @@ def standin(folder: Path, port: int = 0, **options: Any) -> Iterator[Standin]:
         if value is not None
         for part in (f"--{name.replace('_', '-')}", str(value))
     ]
-    process, port = _start(folder, port, arguments)
+    process, port, grpc_port = _start(folder, port, arguments)
     scheme = "https" if options.get("tls_certificate") else "http"
-    running = Standin(folder, port, f"{scheme}://127.0.0.1:{port}", process, arguments)
+    running = Standin(folder, port, f"{scheme}://127.0.0.1:{port}", process, arguments, grpc_port)
     try:
         yield running
     finally:
         running.stop()
 
 
-def _start(folder: Path, port: int, arguments: list[str]) -> tuple[subprocess.Popen[str], int]:
+def _start(folder: Path, port: int, arguments: list[str]) -> tuple[subprocess.Popen[str], int, int | None]:
     command = [sys.executable, "-m", "tests.support.qdrant_server", "--folder", str(folder), "--port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
     process = subprocess.Popen(
@@ -288,7 +318,8 @@ def _start(folder: Path, port: int, arguments: list[str]) -> tuple[subprocess.Po
         process.stdin.close()
         process.stdout.close()
         raise RuntimeError(f"the stand-in server did not start: {line!r}, see its errors above")
-    return process, int(line.split()[1])
+    ports = [int(part) for part in line.split()[1:]]
+    return process, ports[0], ports[1] if len(ports) > 1 else None
 
 
 def tls_files(folder: Path) -> tuple[Path, Path]:
@@ -318,21 +349,35 @@ def main() -> None:
     parser.add_argument("--later-s", type=float, default=LATER_S)
     parser.add_argument("--max-request-bytes", type=int, default=MAX_REQUEST_BYTES)
     parser.add_argument("--version", default=VERSION)
+    parser.add_argument("--grpc-port", type=int)
+    parser.add_argument("--max-message-bytes", type=int, default=-1)
     parser.add_argument("--tls-certificate", type=Path)
     parser.add_argument("--tls-key", type=Path)
     parser.add_argument("--attached", action="store_true", help="stop at the end of standard input")
     given = vars(parser.parse_args())
     folder, port, attached = given.pop("folder"), given.pop("port"), given.pop("attached")
-    server = StandinServer(folder, port, Options(**given))
+    options = Options(**given)
+    server = StandinServer(folder, port, options)
+    ports, over_grpc = [server.server_address[1]], None
+    if options.grpc_port is not None:
+        # Here: most servers start without it, in half the time.
+        from tests.support.qdrant_standin_grpc import grpc_server
+
+        limit, tls = options.max_message_bytes, (options.tls_certificate, options.tls_key)
+        over_grpc, grpc_port = grpc_server(server, options.grpc_port, limit, *tls)
+        over_grpc.start()
+        ports.append(grpc_port)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the tests; they stop this process
     threading.Thread(target=server.optimise_forever, daemon=True).start()
     if attached:
         threading.Thread(target=_stop_at_the_end_of_input, args=(server,), daemon=True).start()
-    sys.stdout.write(f"ready {server.server_address[1]}\n")
+    sys.stdout.write(" ".join(["ready", *map(str, ports)]) + "\n")
     sys.stdout.flush()
     server.serve_forever(poll_interval=0.05)
     server.server_close()
+    if over_grpc is not None:
+        over_grpc.stop(1).wait()
     server.collections.close()
 
 

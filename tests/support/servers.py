@@ -13,39 +13,47 @@ from engine.remote_creation import create_remote
 from engine.store.address import ServerAddress
 from engine.store.server import ServerChoices, ServerStore
 from tests.support.qdrant_server import standin
-from tests.support.stores import URL
+from tests.support.stores import GRPC_PORT, URL
 
 
 @contextmanager
-def server_addresses(folder: Path, api_key: str | None = None) -> Iterator[Addresses]:
+def server_addresses(folder: Path, api_key: str | None = None, grpc: bool = False) -> Iterator[Addresses]:
     """Addresses of indexes on a server, which are removed from a real one at the end.
 
     Args:
         folder: For the stand-in's data.
         api_key: What the stand-in asks for; the real server has its own.
+        grpc: Addresses over gRPC can be asked for, too; of the real server they are of REST where none is known.
     """
     if URL is not None:
-        made = Addresses(URL)
+        made = Addresses(URL, int(GRPC_PORT) if grpc and GRPC_PORT else None)
         try:
             yield made
         finally:
             made.remove()
         return
-    with standin(folder, api_key=api_key) as server:
-        yield Addresses(server.url)
+    with standin(folder, api_key=api_key, grpc_port=0 if grpc else None) as server:
+        yield Addresses(server.url, server.grpc_port)
 
 
 class Addresses:
     """Makes addresses that nobody uses."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, grpc_port: int | None = None) -> None:
         self._url = urlsplit(url)
+        self._grpc_port = grpc_port
         self._made: list[str] = []
 
-    def __call__(self, url: str | None = None) -> str:
-        """The address of an index that is not there yet; with a url, seen through a proxy there."""
+    def __call__(self, url: str | None = None, grpc: bool = False) -> str:
+        """The address of an index that is not there yet.
+
+        Args:
+            url: Seen through a proxy there.
+            grpc: Over gRPC, if the server speaks it.
+        """
         place = self._url if url is None else urlsplit(url)
-        self._made.append(f"qdrant://{place.netloc}/t{uuid.uuid4().hex}")
+        query = f"?grpc={self._grpc_port}" if grpc and self._grpc_port is not None else ""
+        self._made.append(f"qdrant://{place.netloc}/t{uuid.uuid4().hex}{query}")
         return self._made[-1]
 
     def remove(self) -> None:

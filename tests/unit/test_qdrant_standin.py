@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,32 +13,32 @@ import pytest
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
-from tests.support.qdrant_congruence import COUNT, Ask, asking, assert_same, both_clients, plain, points
-from tests.support.stores import URL, server_url
+from tests.support.qdrant_congruence import COUNT, Ask, asking, assert_same, plain, points
+from tests.support.stores import GRPC_KINDS, server_client
 
 HOLDER_FIELDS = ("library", "licence")
 
 
-KINDS = ["standin"] if URL is None else ["standin", pytest.param("server", marks=pytest.mark.server)]
+KINDS = ["standin", pytest.param("server", marks=pytest.mark.server), *GRPC_KINDS]
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def url(request: pytest.FixtureRequest) -> str:
+def connected(request: pytest.FixtureRequest) -> Callable[[], QdrantClient]:
     """Where there is a real server, it must agree as well: these are tests of what the stand-in pretends to be."""
-    return server_url(request.param)
+    return functools.partial(server_client, request.param)
 
 
 @pytest.fixture(scope="module")
-def both(url: str) -> Iterator[Ask]:
+def both(connected: Callable[[], QdrantClient]) -> Iterator[Ask]:
     """A filled collection that nobody may change."""
-    with asking(url) as ask:
+    with asking(connected()) as ask:
         yield ask
 
 
 @pytest.fixture
-def writable(url: str) -> Iterator[Ask]:
+def writable(connected: Callable[[], QdrantClient]) -> Iterator[Ask]:
     """A filled collection of one's own."""
-    with asking(url, indexed=False) as ask:
+    with asking(connected(), indexed=False) as ask:
         yield ask
 
 
@@ -356,9 +357,9 @@ def test_points_in_columns(writable: Ask) -> None:
     assert len(writable(lambda client, name: client.retrieve(name, [801, 802], with_vectors=True))) == 2
 
 
-def test_an_unnamed_vector(url: str) -> None:
+def test_an_unnamed_vector(connected: Callable[[], QdrantClient]) -> None:
     answers, name = [], f"test_{uuid.uuid4().hex}"
-    for client in both_clients(url):
+    for client in (connected(), QdrantClient(":memory:")):
         client.create_collection(name, vectors_config=qm.VectorParams(size=3, distance=qm.Distance.COSINE))
         client.upsert(name, [qm.PointStruct(id=one, vector=[one, 1.0, 2.0]) for one in range(5)], wait=True)
         found = client.query_points(name, query=[3.0, 1.0, 2.0], limit=2, with_vectors=True)

@@ -1,4 +1,4 @@
-"""Which requests of qdrant-client's generated REST API the stand-in server answers."""
+"""Which requests of qdrant-client's generated APIs the stand-in server answers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from qdrant_client.http.api import aliases_api, collections_api, indexes_api, points_api, search_api, service_api
 
 from tests.support.qdrant_standin_faults import Fault
+from tests.support.qdrant_standin_grpc import CALLS
 from tests.support.qdrant_standin_routes import Routes
 
 MODULES = [aliases_api, collections_api, indexes_api, points_api, search_api, service_api]
@@ -26,6 +27,15 @@ NOT_ANSWERED = {
     ("GET", "/telemetry"),
 }
 """What nobody here asks for. Cluster, snapshot, quota and beta requests are left out as wholes."""
+
+
+CALLS_NOT_ANSWERED = {
+    *("CreateVectorName", "DeleteVectorName", "QueryGroups", "SearchMatrixPairs", "SearchMatrixOffsets"),
+    *("Search", "SearchBatch", "SearchGroups", "Recommend", "RecommendBatch", "RecommendGroups"),
+    *("Discover", "DiscoverBatch"),
+    *("CollectionClusterInfo", "UpdateCollectionClusterSetup", "CreateShardKey", "DeleteShardKey", "ListShardKeys"),
+}
+"""The same over gRPC, where searches of before ``Query`` and the cluster have calls of their own."""
 
 
 def _requests(module: ModuleType) -> set[tuple[str, str]]:
@@ -58,3 +68,13 @@ def test_the_parts_of_a_path_are_unquoted() -> None:
     with pytest.raises(Fault) as caught:
         Routes("1.0.0").match("GET", "/collections/a/b/c")
     assert caught.value.status == 404
+
+
+def test_every_call_over_grpc_is_answered_or_named_here() -> None:
+    known: set[str] = set()
+    for kind, answered in CALLS.items():
+        calls = {name for name in vars(kind) if name[0].isupper()}
+        assert answered.keys() <= calls
+        known |= calls - answered.keys()
+    assert known == CALLS_NOT_ANSWERED
+    assert sum(len(answered) for answered in CALLS.values()) == 27

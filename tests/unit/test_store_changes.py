@@ -15,12 +15,12 @@ from engine.schema import Model, ModelState
 from engine.store.base import StoreLayout
 from engine.store.server import Change, ServerStore
 from tests.support.output_tables import fast_folder, make_table
-from tests.support.stores import SERVER_KINDS, server_place, standin_url
+from tests.support.stores import GRPC_KINDS, SERVER_KINDS, server_place, standin_url
 
 LAYOUT = StoreLayout(probes=40, top_r=6, dimension=4)
 
 
-@pytest.fixture(params=SERVER_KINDS)
+@pytest.fixture(params=[*SERVER_KINDS, *GRPC_KINDS])
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], ServerStore]]:
     """Opens the same store again and again; over local mode all share one client, of which there can be one only."""
     with fast_folder(tmp_path) as folder, server_place(request.param, folder) as (client, name):

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from engine.errors import InputError, StoreError
-from engine.schema import Model, ModelState, Performance
+from engine.schema import Model
 from engine.store import records
 from engine.store.address import connect
-from engine.store.base import DescriptorStore, StoreLayout
+from engine.store.base import StoreLayout
 from engine.store.edge import EdgeStore
 from engine.store.patience import Pace, Patience, deadline_from_environment
 from engine.store.server import ServerStore
 from tests.support.fault_proxy import DROP, Answer, FaultProxy, Hang, Reset, Rule, Slow, fault_proxy
 from tests.support.output_tables import assert_same, fast_folder, make_table
 from tests.support.qdrant_server import standin
-from tests.support.stores import quick_patience, standin_url
+from tests.support.stores import quick_patience, standin_url, work
 
 LAYOUT = StoreLayout(probes=40, top_r=6, dimension=4)
 PARTS: tuple[Any, ...] = ("outputs", "models", "profiles")
@@ -43,25 +43,6 @@ def proxied(
         proxy.rules = []
         store.destroy()
         store.close()
-
-
-def work(store: DescriptorStore) -> None:
-    """Models come, change, are copied and go; tasks are told of."""
-    for i in range(4):
-        store.upsert_outputs(make_table(LAYOUT, f"org/{i}", seed=i, m=5))
-        store.upsert_model(Model(repo=f"org/{i}", revision="r1", outputs=5, library="timm", indexed_at=_WHEN))
-    store.upsert_outputs(make_table(LAYOUT, "org/1", "r2", m=3, seed=9))
-    store.upsert_model(Model(repo="org/1", revision="r2", outputs=3, indexed_at=_WHEN))
-    store.delete_outputs("org/1", keep_revision="r2")
-    store.upsert_model(
-        Model(repo="z/c", revision="x", state=ModelState.COPY, copy_of="org/0", copied_revision="r1", indexed_at=_WHEN)
-    )
-    store.delete_model("org/3")
-    store.delete_outputs("org/3")
-    store.upsert_knowledge([Performance(model="org/0", task="pets", value=0.25)])
-
-
-_WHEN: Any = "2024-02-29T01:02:03Z"
 
 
 @pytest.mark.parametrize(
@@ -275,7 +256,8 @@ def test_who_waits_is_told_why_once(
         assert caplog.messages == []
         proxy.refuse(1.5)
         patience.call("read", client.get_collections)
-        (message,) = caplog.messages
+        message, again = caplog.messages
+        assert again.startswith(f"the Qdrant server at {proxy.url} answers again after ")
         assert message.startswith(f"the Qdrant server at {proxy.url} does not answer")
         assert "trying again for up to 30 s" in message or "trying again for up to 29 s" in message
         client.close()

@@ -190,16 +190,16 @@ def test_writers_of_copies_do_not_lose_each_other(
 ) -> None:
     one, two = opener(), opener()
     put(one, "org/a")
-    number = one._records._number
+    replace = one._records._replace
     done: list[bool] = []
 
-    def meanwhile(*given: Any) -> None:
+    def meanwhile(*given: Any) -> int:
         if not done:
             done.append(True)
             two.upsert_model(copy("z/two", "org/a"))
-        number(*given)
+        return replace(*given)
 
-    monkeypatch.setattr(one._records, "_number", meanwhile)
+    monkeypatch.setattr(one._records, "_replace", meanwhile)
     one.upsert_model(copy("z/one", "org/a"))
     assert holders(one, "org/a") == ["org/a", "z/one", "z/two"]
     write = one._records._set_holders

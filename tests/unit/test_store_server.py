@@ -25,12 +25,12 @@ from engine.store.server import ServerChoices, ServerStore
 from engine.store.server_migrate import migrate
 from tests.support.output_tables import assert_same, fast_folder, make_table
 from tests.support.qdrant_server import standin
-from tests.support.stores import SERVER_KINDS, quick_patience, server_place, standin_url
+from tests.support.stores import GRPC_KINDS, SERVER_KINDS, quick_patience, server_place, standin_url
 
 LAYOUT = StoreLayout(probes=40, top_r=6, dimension=4)
 
 
-@pytest.fixture(params=SERVER_KINDS)
+@pytest.fixture(params=[*SERVER_KINDS, *GRPC_KINDS])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[QdrantClient, str]]:
     """A client of a server, and the name of an index to make there."""
     with fast_folder(tmp_path) as folder, server_place(request.param, folder) as (client, name):
@@ -79,7 +79,8 @@ def test_fields_that_are_searched_by_have_indexes_and_the_choices_reach_the_serv
     ServerStore.create(client, name, LAYOUT, ServerChoices(shards=4, replicas=3, write_consistency=2))
     outputs, models = (client.get_collection(f"{name}_{part}") for part in ("outputs", "models"))
     fields = {"model", "library", "licence", "architecture", "parameters", "downloads"}
-    assert set(outputs.payload_schema) == {"repo", "revision", "labelled", *(f"holders[].{field}" for field in fields)}
+    own = {"repo", "revision", "labelled", "background", "written"}
+    assert set(outputs.payload_schema) == {*own, *(f"holders[].{field}" for field in fields)}
     assert {"seq", "copy_of", "removed", "repo", "state", "calibration"} == set(models.payload_schema)
     for found, shards, consistency in ((outputs, 4, 2), (models, 1, 2)):
         params = found.config.params
@@ -341,7 +342,7 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         refused(
             StoreError,
             lambda: use("looking", lambda client: ServerStore.open(client, "x").upsert_model(model)),
-            "refuses the API key .*Forbidden",
+            "the API key may not write to the index x at .*Forbidden.* to one that may",
         )
 
 
