@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 
+MIXED = "mixed"
+"""Stands for the fingerprint of a background where outputs of one model have constants of several."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -54,6 +57,8 @@ class OutputTable:
         z: Standardised responses on those probes, float32 ``[m, r]``, descending along each row.
         anchor: ``(1/n) sum_i z[i] (p_i - mean p)``, float32 ``[m, d]``.
         calibration: Constants of every method.
+        background: Fingerprint of the background behind the constants, ``MIXED`` if that is not the same for all; None
+            where only the model's record says it.
     """
 
     repo: str
@@ -66,13 +71,28 @@ class OutputTable:
     z: FloatArray
     anchor: FloatArray
     calibration: Calibration
+    background: str | None = None
 
     def __len__(self) -> int:
         return len(self.output)
 
-    def with_calibration(self, calibration: Calibration) -> OutputTable:
-        """The same outputs with other constants."""
-        return replace(self, calibration=calibration)
+    def with_calibration(self, calibration: Calibration, background: str | None = None) -> OutputTable:
+        """The same outputs with other constants.
+
+        Args:
+            calibration: The constants.
+            background: Fingerprint of the background behind them, if it is to be known.
+        """
+        return replace(self, calibration=calibration, background=background)
+
+    def calibrated_with(self, fingerprint: str, claimed: str | None) -> bool:
+        """Whether all constants were made with a background.
+
+        Args:
+            fingerprint: Of the background.
+            claimed: What the model's record says (``Model.calibration``), for outputs that do not say it themselves.
+        """
+        return (claimed if self.background is None else self.background) == fingerprint
 
 
 def empty_table(repo: str, revision: str, r: int, d: int) -> OutputTable:

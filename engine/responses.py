@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from engine.errors import IndexDamagedError
 from engine.files import read_array, write_array, write_atomic
-from engine.index_files import IndexFile
 from engine.outputs import OutputTable
 
 if TYPE_CHECKING:
@@ -95,11 +94,17 @@ class ResponseArchive:
         write_atomic(self.path(repo, revision), write)
         self._publish(repo, revision)
 
-    def remove(self, repo: str, revision: str) -> None:
-        """Removes a model's responses; it is no error if there are none."""
+    def remove(self, repo: str, revision: str, before: int | None = None) -> None:
+        """Removes a model's responses; it is no error if there are none.
+
+        Args:
+            repo: Its id.
+            revision: Its revision.
+            before: On a server, only if they were written before the change of a model with this number.
+        """
         path = self.path(repo, revision)
         if self._remote is not None:
-            self._remote.shelf.remove([f"{FOLDER}/{path.name}"])
+            self._remote.shelf.remove([f"{FOLDER}/{path.name}"], before)
         path.unlink(missing_ok=True)
 
     def remove_others(self, repo: str, keep_revision: str | None) -> None:
@@ -118,7 +123,7 @@ class ResponseArchive:
     def _publish(self, repo: str, revision: str) -> None:
         if self._remote is not None:
             path = self.path(repo, revision)
-            self._remote.publish([IndexFile(f"{FOLDER}/{path.name}", "responses")])
+            self._remote.shelf.put([(f"{FOLDER}/{path.name}", "responses", path)], stamped=True)
             path.unlink()  # a crawl would fill the disk with what it never reads
 
     def _fetch(self, path: Path) -> None:

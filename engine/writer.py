@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -18,8 +18,10 @@ from engine.index import Index, background_part, write_background
 from engine.knowledge_writer import EXPORT_SHARE, KnowledgeWriter
 from engine.manifest import read_manifest, write_manifest
 from engine.outputs import OutputTable
+from engine.recalibration import Recalibration
 from engine.remote import open_store
 from engine.schema import LeftOut, Model, ModelState
+from engine.shared_model import SharedModel
 from engine.similarity import same_responses
 from engine.snapshot import Snapshot, split_copies, write_snapshot
 from engine.store.base import DescriptorStore, Shared
@@ -121,6 +123,7 @@ class IndexWriter(KnowledgeWriter):
             d.z,
             d.anchor,
             calibrate(d.idx, d.z, d.anchor, self.background),
+            manifest.background.fingerprint,
         )
         return table, d.left_out
 
@@ -128,13 +131,13 @@ class IndexWriter(KnowledgeWriter):
         """Takes over a background and candidates that others have given an index on a server since."""
         if self._remote is None or time.monotonic() < self._looked + _LOOK_S:
             return
-        if self._remote.refresh():
-            self.index.manifest = read_manifest(self.index.folder)
+        self._remote.refresh()
+        manifest = read_manifest(self.index.folder)  # which another process here may have brought up to date before
+        if manifest.background.fingerprint != self.index.manifest.background.fingerprint:
+            self.index.manifest = manifest
             self._background = None
             for repo in self._put_lately:  # with the background of before, after others thought that they were through
-                model = self.store.model(repo)
-                if model is not None and model.state is ModelState.INDEXED:
-                    self._recalibrate(model, self.index.manifest.background.fingerprint)
+                self._recalibration().of(repo)
         self._put_lately.clear()
         self._joint = self._open_joint()
         self._looked = time.monotonic()
@@ -156,50 +159,41 @@ class IndexWriter(KnowledgeWriter):
             OSError: The archive cannot be written.
         """
         self._check()
-        if responses is not None:
-            self.index.responses.write(table, responses)
+        self._put_outputs(table, responses)
+        self._dirty = True
+        for copy in self._followers(model.repo, table):  # before the record: a put that is repeated mends them
+            self.store.upsert_model(copy.model_copy(update={"copied_revision": model.revision}))
+        calibration = table.background or self.index.manifest.background.fingerprint
+        record = model.model_copy(update={"calibration": calibration})
+        if isinstance(self.store, Shared):
+            self._put_lately.add(model.repo)
+            mine = SharedModel(self.store, model.repo)
+            before = mine.put(record, lambda: self._put_outputs(table, responses))
+            if self._joint is not None:
+                self._joint.claim(table)
+            self._removed(model.repo, *mine.clear(before, record.revision))
+        else:
+            self.store.upsert_model(record)
+            self._remove_outputs(model.repo, keep_revision=model.revision)
+
+    def _put_outputs(self, table: OutputTable, responses: npt.NDArray[np.floating] | None) -> None:
         if len(table):
             self.store.upsert_outputs(table)
             if self._joint is not None:
                 self._joint.put(table)
-        self._dirty = True
-        for copy in self._followers(model.repo, table):  # before the record: a put that is repeated mends them
-            self.store.upsert_model(copy.model_copy(update={"copied_revision": model.revision}))
-        before = self._before(model.repo)
-        fingerprint = self.index.manifest.background.fingerprint
-        self.store.upsert_model(model.model_copy(update={"calibration": fingerprint}))
-        if isinstance(self.store, Shared):
-            self._put_lately.add(model.repo)
-            if self.store.count_revision(model.repo, model.revision) < len(table):
-                # Whoever removed the model, or that revision of it, at this very moment: the record came after.
-                self.store.upsert_outputs(table)
-                self.store.renew_model(model.model_copy(update={"calibration": fingerprint}))
-        self._remove_old(model.repo, before, model.revision)
+        if responses is not None:  # after the outputs: whoever may remove them may remove those, which is noticed
+            self.index.responses.write(table, responses)
 
     def _check(self) -> None:
         if self._remote is not None:
             self._remote.check()
 
-    def _before(self, repo: str) -> Model | None:
-        """The record that is about to be replaced, if others may replace it, too."""
-        return self.store.model(repo) if self._remote is not None else None
-
-    def _remove_old(self, repo: str, before: Model | None, revision: str | None) -> None:
-        """Removes what a record that was replaced had.
-
-        Where others write, too, that is the outputs of the very revision that it named: those of any other may be
-        somebody's who has not written the record yet. If another record than ours stands by now, it is ours that go.
-        """
-        if not isinstance(self.store, Shared):
-            self._remove_outputs(repo, keep_revision=revision)
-            return
-        now = self.store.model(repo)
-        standing = now.revision if now is not None and now.state is ModelState.INDEXED else None
-        for old in {before.revision if before is not None else None, revision} - {None, standing}:
-            self.store.delete_revision(repo, str(old))
-            self.index.responses.remove(repo, str(old))
+    def _removed(self, repo: str, before: int, revisions: Iterable[str]) -> None:
+        """Removes what else was written of revisions, whose outputs are gone, before a change with a number."""
+        for revision in revisions:
+            self.index.responses.remove(repo, revision, before)
             if self._joint is not None:
-                self._joint.remove(repo, standing)
+                self._joint.remove_revision(repo, revision)
 
     def put_copy(self, model: Model) -> None:
         """Makes a model part of the index that answers as another one does; it gets no outputs, and loses those it had.
@@ -229,11 +223,14 @@ class IndexWriter(KnowledgeWriter):
         record = Model.model_validate(model.model_dump() | update)
         self._dirty = True
         self._check()
-        before = self._before(model.repo)
         for copy in self._followers(model.repo, self.store.outputs(original.repo, original.revision)):
             self.store.upsert_model(copy.model_copy(update=update))
-        self.store.upsert_model(record)
-        self._remove_old(model.repo, before, None)
+        if isinstance(self.store, Shared):
+            written = self.store.write_model(record)
+            self._removed(model.repo, *SharedModel(self.store, model.repo).clear(written.before))
+        else:
+            self.store.upsert_model(record)
+            self._remove_outputs(model.repo)
 
     def remove_model(self, repo: str) -> None:
         """Takes a model out of the index: its record first, so that its outputs stop to count, then these.
@@ -246,12 +243,12 @@ class IndexWriter(KnowledgeWriter):
         """
         self._dirty = True
         self._check()
-        before = self._before(repo)
-        self.store.delete_model(repo)
-        if before is None:  # what an interrupted removal has left
-            self._remove_outputs(repo)
+        if isinstance(self.store, Shared):
+            written = self.store.remove_model(repo)
+            self._removed(repo, *SharedModel(self.store, repo).clear(written.before))
         else:
-            self._remove_old(repo, before, None)
+            self.store.delete_model(repo)
+            self._remove_outputs(repo)
 
     def copies(self, repo: str) -> list[Model]:
         """The records of the copies of a model, also of one that is no longer there or has changed since."""
@@ -263,8 +260,13 @@ class IndexWriter(KnowledgeWriter):
 
     def record(self, model: Model) -> None:
         """Records a model that could not be indexed; one whose outputs or original are in the index stays as it is."""
-        current = self.store.model(model.repo)
-        if current is None or not self._counts(current):
+
+        def unless_found(current: Model | None) -> Model | None:
+            return model if current is None or not self._counts(current) else None
+
+        if isinstance(self.store, Shared):
+            self.store.change_model(model.repo, unless_found)
+        elif unless_found(self.store.model(model.repo)) is not None:
             self.store.upsert_model(model)
 
     def _counts(self, model: Model) -> bool:
@@ -285,13 +287,36 @@ class IndexWriter(KnowledgeWriter):
         old = self.store.outputs(repo, current.revision)
         return copies if old is not None and same_responses(old, table) else []
 
-    def remove_others(self, repo: str, keep_revision: str | None) -> None:
-        """Removes the outputs and responses of a repository, except those of one revision; what a kill has left.
+    def complete(self, model: Model) -> None:
+        """Ends what a writer that was killed has done of a model, up to its record at least.
+
+        Args:
+            model: Its record, as it stands.
 
         Raises:
             StoreError: The store cannot be written.
         """
-        self._remove_outputs(repo, keep_revision)
+        if isinstance(self.store, Shared):  # nobody acknowledged it: readers may be past its number
+            self.store.change_model(model.repo, lambda now: now if now == model else None)
+            self._removed(model.repo, *SharedModel(self.store, model.repo).clear(None))
+        else:
+            self._remove_outputs(model.repo, model.revision if model.copy_of is None else None)
+
+    def remove_leftover(self, repo: str, revision: str) -> bool:
+        """Removes the outputs and responses of a revision that no record names; whether that is still so.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        standing = self.store.model(repo)
+        named = standing.revision if standing is not None and standing.state is ModelState.INDEXED else None
+        if named == revision:
+            return False
+        if isinstance(self.store, Shared):
+            self._removed(repo, SharedModel(self.store, repo).clear_all(), [revision])
+        else:
+            self._remove_outputs(repo, named)
+        return True
 
     def _remove_outputs(self, repo: str, keep_revision: str | None = None) -> None:
         self.store.delete_outputs(repo, keep_revision)
@@ -343,49 +368,29 @@ class IndexWriter(KnowledgeWriter):
             self._remote.publish_core()
         self.index.manifest = manifest
         self._background = background
+        self._joint = self._open_joint()
 
     def recalibrate(self, progress: Callable[[int, int], None] | None = None) -> int:
         """Computes the constants of every model whose constants were made with another background.
 
-        Runs no model. Being killed in the middle costs nothing: the next writer goes on.
+        Runs no model. Being killed in the middle costs nothing: the next one goes on.
 
         Args:
             progress: Called with (models done, models to do).
 
         Returns:
             How many models were recalibrated.
+
+        Raises:
+            IndexMismatchError: The index is on a server and has been given another background meanwhile.
+            StoreError: The store cannot be written.
         """
-        fingerprint = self.index.manifest.background.fingerprint
-        done = 0
-        while stale := [
-            model
-            for model in self.store.models()
-            if model.state is ModelState.INDEXED and model.calibration != fingerprint
-        ]:
-            total = done + len(stale)
-            for model in stale:
-                self._recalibrate(model, fingerprint)
-                done += 1
-                if progress:
-                    progress(done, total)
-            if self._remote is None:  # else others may have written with the old background meanwhile
-                break
+        done = self._recalibration().run(progress)
         self._dirty = self._dirty or done > 0
         return done
 
-    def _recalibrate(self, model: Model, fingerprint: str) -> None:
-        table = self.store.outputs(model.repo, model.revision)
-        if table is not None and len(table):
-            constants = calibrate(table.idx, table.z, table.anchor, self.background)
-            self.store.upsert_outputs(table.with_calibration(constants))
-        record = model.model_copy(update={"calibration": fingerprint})
-        if not isinstance(self.store, Shared):
-            self.store.upsert_model(record)
-            return
-        self.store.renew_model(record)
-        now = self.store.model(model.repo)
-        if now is None or now.revision != model.revision:  # replaced or removed since it was read
-            self.store.delete_revision(model.repo, model.revision)
+    def _recalibration(self) -> Recalibration:
+        return Recalibration(self.index, self.store, self.background)
 
     def finish(self) -> None:
         """Ends a run: snapshot and export if anything changed, optimised store, no leftovers."""
@@ -394,6 +399,7 @@ class IndexWriter(KnowledgeWriter):
                 self.export_knowledge()
             self._looked -= _LOOK_S
             self._look()
+            self._recalibration().mend()
             self.store.optimize()
             self._dirty = False
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -85,22 +85,60 @@ class StoreFilter:
     labelled: bool | None = None
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a write to a model's record did in a store that several write to at once.
+
+    Attributes:
+        before: The record that it replaced or left as it was, None if there was none.
+        replaced: Number of that one, or of the removal that is there instead; 0 if there was neither.
+        seq: Number of the record that was written, 0 if none was.
+    """
+
+    before: Model | None
+    replaced: int
+    seq: int
+
+
 @runtime_checkable
 class Shared(Protocol):
-    """A store that several write to at once."""
+    """A store that several write to at once.
 
-    def renew_model(self, model: Model) -> None:
-        """Writes a model's record in place of one of the same revision; where there is none, nothing is written.
+    Every change of a model's record has a number, and every output one that is greater than those of all changes before
+    it was written. Two rules keep the outputs of every model that counts where they are, whoever writes what and when:
 
-        For what is found out about a model long after its record was read: another writer may have replaced or removed
-        it since.
+    * Outputs are removed only by who has seen a record of their model that does not name their revision, and only if
+      they were written before that record.
+    * Who writes a record makes sure that its outputs were written after the record that it replaces, and writes them
+      again if not.
+    """
+
+    def write_model(self, model: Model) -> Written:
+        """Writes a model's record, replacing any other revision's; acknowledged when it returns."""
+
+    def change_model(self, repo: str, change: Callable[[Model | None], Model | None]) -> Written:
+        """Writes a model's record in view of the one that is there: nobody else's comes in between.
+
+        Args:
+            repo: Of the model.
+            change: Given the record, None if there is none: the one to be written, or None to leave it as it is. It is
+                called again if another writer was quicker.
         """
 
-    def count_revision(self, repo: str, revision: str) -> int:
-        """Number of a repository's outputs of one revision."""
+    def remove_model(self, repo: str) -> Written:
+        """Says that a model is gone; does nothing if there is neither a record nor any output of it."""
 
-    def delete_revision(self, repo: str, revision: str) -> None:
-        """Removes a repository's outputs of one revision, and leaves alone what others may be writing."""
+    def standing(self, repo: str) -> tuple[Model | None, int]:
+        """A repository's record and its number; None and the number of its removal, or 0 if it was never there."""
+
+    def count_revision(self, repo: str, revision: str, since: int = 0) -> int:
+        """Number of a repository's outputs of one revision that were written after the change with a number."""
+
+    def clear(self, repo: str, keep_revision: str | None, before: int) -> None:
+        """Removes a repository's outputs that were written before the change with a number, but for one revision's."""
+
+    def mixed(self, fingerprint: str) -> list[Model]:
+        """The models whose records name a background, while some of their outputs have constants of another one."""
 
 
 class DescriptorStore(abc.ABC):

@@ -12,7 +12,7 @@ from engine.errors import StoreError
 from engine.schema import Model, output_point_id
 from engine.store.base import Part, StoredPoint
 from engine.store.knowledge import known_record
-from engine.store.records import EXACT, HIT_FIELDS, model_record
+from engine.store.records import BACKGROUND, EXACT, HIT_FIELDS, model_record
 
 STATE = "state"
 """Field of a model's payload (``Model.state``)."""
@@ -26,8 +26,12 @@ HOLDERS = "holders"
 """On a server, of an output: its model and the copies of that, with the facts that searches are limited by."""
 LABELLED = "labelled"
 """On a server, of an output: whether it has a declared label."""
-SERVER_FIELDS = frozenset({SEQ, REMOVED, HOLDERS, LABELLED})
-"""Payload fields that only a server keeps; they follow from the rest."""
+WRITTEN = "written"
+"""On a server, of an output: when it was written, a number like those of the models' changes (``SEQ``)."""
+JOINED = "joined"
+"""On a server, of a model: which collection of candidates has the vectors of this revision (``engine.store.joint``)."""
+SERVER_FIELDS = frozenset({JOINED, SEQ, REMOVED, HOLDERS, LABELLED, BACKGROUND, WRITTEN})
+"""Payload fields that only a server keeps: a copy does not need them."""
 
 
 def holder(model: Model) -> dict[str, Any]:

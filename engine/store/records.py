@@ -41,7 +41,7 @@ import numpy.typing as npt
 
 from engine.distance import check_method, weights
 from engine.errors import IndexMismatchError
-from engine.outputs import Calibration, FloatArray, OutputTable
+from engine.outputs import MIXED, Calibration, FloatArray, OutputTable
 from engine.schema import Model, output_point_id
 from engine.store.base import StoreHit, StoreLayout
 
@@ -54,6 +54,8 @@ REVISION = "revision"
 OUTPUT = "output"
 LABEL = "label"
 EXACT = "exact"
+BACKGROUND = "background"
+"""On a server, of an output: fingerprint of the background behind its constants, where it is known."""
 COPY_OF = "copy_of"
 """Field of a model's payload (``Model.copy_of``)."""
 HIT_FIELDS = [REPO, REVISION, OUTPUT]
@@ -61,7 +63,7 @@ HIT_FIELDS = [REPO, REVISION, OUTPUT]
 TABLE_FIELDS = [OUTPUT, LABEL, EXACT]
 """Payload fields that an :class:`OutputTable` of a known model is read back from."""
 
-ROW_FIELDS = [REPO, REVISION, *TABLE_FIELDS]
+ROW_FIELDS = [REPO, REVISION, *TABLE_FIELDS, BACKGROUND]
 """Payload fields that outputs of any models are read back from."""
 _CONSTANTS = ("h_uniform", "h", "s", "g", "q", "g_white", "q_white", "prior")
 
@@ -290,7 +292,14 @@ def output_table(repo: str, revision: str, stored: Iterable[StoredOutput], layou
         z=exact["z"].astype(np.float32),
         anchor=anchor,
         calibration=calibration,
+        background=_background(points),
     )
+
+
+def _background(points: Iterable[StoredOutput]) -> str | None:
+    """What the points say of the background behind their constants; see ``OutputTable.background``."""
+    found = {point.payload.get(BACKGROUND) for point in points}
+    return found.pop() if len(found) == 1 else MIXED
 
 
 def output_tables(stored: Iterable[StoredOutput], layout: StoreLayout) -> list[OutputTable]:
@@ -353,6 +362,7 @@ def _rows(table: OutputTable, rows: slice) -> OutputTable:
         z=table.z[rows],
         anchor=table.anchor[rows],
         calibration=table.calibration.take(rows),
+        background=table.background,
     )
 
 

@@ -20,11 +20,11 @@ from engine.outputs import OutputTable
 from engine.schema import Model
 from engine.store import records
 from engine.store.address import connect
-from engine.store.base import DescriptorStore, Part, StoredPoint, StoreFilter, StoreHit, StoreLayout
-from engine.store.knowledge import Known, known_batches, known_order, known_record
+from engine.store.base import DescriptorStore, Part, StoredPoint, StoreFilter, StoreHit, StoreLayout, Written
+from engine.store.knowledge import Known
 from engine.store.patience import Pace, Patience, patience_with
-from engine.store.points import HOLDERS, LABELLED, REMOVED, check_points, plain_payload, stored_output
-from engine.store.server_client import Collections, equal_all, equals
+from engine.store.points import CALIBRATION, REMOVED, check_points, plain_payload, stored_output
+from engine.store.server_client import Collections
 from engine.store.server_config import (
     FORMAT,
     OUR_MARK,
@@ -36,15 +36,15 @@ from engine.store.server_config import (
     plain_options,
     read_metadata,
 )
-from engine.store.server_models import Change, ModelRecords
+from engine.store.server_knowledge import KnowledgePoints
+from engine.store.server_models import LEAVE, Change, ModelRecords, Payload
+from engine.store.server_outputs import Held, OutputPoints
 from engine.store.server_query import OutputQueries, server_filter
 
 __all__ = ["Change", "ServerChoices", "ServerStore", "connect"]
 
 T = TypeVar("T")
 
-_BATCH = 200
-"""Outputs in one request at best: about 2 MB of JSON at d = 384, a server takes 32."""
 _PAGE = 1000
 """Records in one answer at best."""
 
@@ -70,8 +70,9 @@ class ServerStore(DescriptorStore):
         self._patience = patience
         self._on = Collections(client, name, patience)
         self._records = ModelRecords(self._on)
+        self._outputs = OutputPoints(self._on, facts.layout, self._records)
         self._queries = OutputQueries(self._on, facts.layout)
-        self._batch = Pace(_BATCH)
+        self._known = KnowledgePoints(self._on)
         self._page = Pace(_PAGE)
 
     @classmethod
@@ -179,22 +180,38 @@ class ServerStore(DescriptorStore):
             records.check_table(table, self.layout)
         except ValueError as error:
             raise StoreError(f"cannot write to the index {self.name}: {one_line(str(error))}", self._where) from error
-        made = self._records.holders_of([table.repo]).get(table.repo) if len(table) else None
-        holders = made[1] if made is not None and made[0] == table.revision else None
-        for start in range(0, len(table), _BATCH):
-            points = [
-                _output_point(StoredPoint(p.id, p.payload, p.indices, p.values, p.dense), holders)
-                for p in records.output_points(table, self.layout, slice(start, start + _BATCH))
-            ]
-            self._on.put("outputs", points, self._batch)
+        self._outputs.write(table)
 
     def upsert_model(self, model: Model) -> None:
         """See :meth:`DescriptorStore.upsert_model`."""
-        self._records.write({model.repo: records.model_payload(model)})
+        self.write_model(model)
 
-    def renew_model(self, model: Model) -> None:
-        """See :meth:`Shared.renew_model`."""
-        self._records.write({model.repo: records.model_payload(model)}, over=model.revision)
+    def write_model(self, model: Model) -> Written:
+        """See :meth:`Shared.write_model`."""
+        return self._records.change(model.repo, lambda _: records.model_payload(model))
+
+    def change_model(self, repo: str, change: Callable[[Model | None], Model | None]) -> Written:
+        """See :meth:`Shared.change_model`."""
+
+        def payload(before: Model | None) -> Payload:
+            after = change(before)
+            return LEAVE if after is None else records.model_payload(after)
+
+        return self._records.change(repo, payload)
+
+    def remove_model(self, repo: str) -> Written:
+        """See :meth:`Shared.remove_model`."""
+        return self._records.change(
+            repo, lambda before: LEAVE if before is None and not self._outputs.any_of(repo) else None
+        )
+
+    def standing(self, repo: str) -> tuple[Model | None, int]:
+        """See :meth:`Shared.standing`."""
+        return self._records.standing(repo)
+
+    def stamp(self) -> int:
+        """A number for what is written now, greater than those of all changes before."""
+        return self._records.stamp()
 
     def models(self) -> list[Model]:
         """See :meth:`DescriptorStore.models`."""
@@ -217,12 +234,20 @@ class ServerStore(DescriptorStore):
         return self._records.copies_of(repos)
 
     def calibrated_otherwise(self, fingerprint: str) -> bool:
-        """Whether there are outputs whose constants were made with another background.
+        """Whether a model that counts has outputs whose constants were made with another background.
 
         Args:
             fingerprint: Of the background.
         """
-        return self._records.calibrated_otherwise(fingerprint)
+        return self._records.calibrated_otherwise(fingerprint) or bool(self.mixed(fingerprint))
+
+    def mixed(self, fingerprint: str) -> list[Model]:
+        """See :meth:`Shared.mixed`."""
+        return self._outputs.mixed(fingerprint)
+
+    def count_shown(self) -> int:
+        """Number of models that are indexed or copies of others."""
+        return self._records.count_shown()
 
     def newest(self) -> int:
         """The largest number of a change, 0 if nothing ever was written."""
@@ -249,25 +274,24 @@ class ServerStore(DescriptorStore):
 
     def delete_outputs(self, repo: str, keep_revision: str | None = None) -> None:
         """See :meth:`DescriptorStore.delete_outputs`."""
-        kept: list[qm.Condition] = [] if keep_revision is None else [equals(records.REVISION, keep_revision)]
-        self._on.remove("outputs", qm.Filter(must=[equals(records.REPO, repo)], must_not=kept))
+        self._outputs.clear(repo, keep_revision, None)
 
-    def count_revision(self, repo: str, revision: str) -> int:
+    def clear(self, repo: str, keep_revision: str | None, before: int) -> None:
+        """See :meth:`Shared.clear`."""
+        self._outputs.clear(repo, keep_revision, before)
+
+    def count_revision(self, repo: str, revision: str, since: int = 0) -> int:
         """See :meth:`Shared.count_revision`."""
-        return self._on.count(
-            "outputs", qm.Filter(must=[equals(records.REPO, repo), equals(records.REVISION, revision)])
-        )
+        return self._outputs.count_revision(repo, revision, since)
 
-    def delete_revision(self, repo: str, revision: str) -> None:
-        """See :meth:`Shared.delete_revision`."""
-        self._on.remove("outputs", equal_all({records.REPO: repo, records.REVISION: revision}))
+    def held(self, progress: Callable[[int], None] | None = None) -> dict[tuple[str, str], Held]:
+        """How many outputs there are of which revisions; see :meth:`OutputPoints.held`."""
+        return self._outputs.held(progress)
 
     def delete_model(self, repo: str) -> None:
         """See :meth:`DescriptorStore.delete_model`. A record stays that says that the model is gone."""
-        if self.model(repo) is None:
+        if not self.remove_model(repo).seq:
             self._records.mend(repo)
-        else:
-            self._records.write({repo: None})
 
     def count_outputs(self, where: StoreFilter | None = None) -> int:
         """See :meth:`DescriptorStore.count_outputs`; ``where`` counts the outputs that satisfy conditions."""
@@ -284,6 +308,7 @@ class ServerStore(DescriptorStore):
         if part == "profiles" and not self._on.exists(part, "read"):
             return
         where = None
+        wrong: dict[str | None, set[str]] = {}
         if repos is not None:
             where = qm.Filter(must=[qm.FieldCondition(key=records.REPO, match=qm.MatchAny(any=list(repos)))])
         for record in self._on.scroll(part, where, True, part == "outputs", self._page, after):
@@ -294,7 +319,13 @@ class ServerStore(DescriptorStore):
                     str(record.id), record.payload, local.indices, local.values, vectors[records.GLOBAL]
                 )
             elif not (record.payload or {}).get(REMOVED):
-                yield StoredPoint(str(record.id), plain_payload(record.payload), [], [], [])
+                payload = plain_payload(record.payload)
+                if part == "models" and (claimed := payload.get(CALIBRATION)) is not None:
+                    if claimed not in wrong:
+                        wrong[claimed] = {model.repo for model in self.mixed(claimed)}
+                    if payload[records.REPO] in wrong[claimed]:  # a copy of its outputs does not say it any more
+                        del payload[CALIBRATION]
+                yield StoredPoint(str(record.id), payload, [], [], [])
 
     def restore(self, part: Part, points: Sequence[StoredPoint]) -> None:
         """See :meth:`DescriptorStore.restore`."""
@@ -304,42 +335,19 @@ class ServerStore(DescriptorStore):
         if part == "models":
             self._records.write({point.payload["repo"]: point.payload for point in points})
         elif part == "profiles":
-            self._need_profiles()
-            self._on.put(part, [qm.PointStruct(id=p.id, vector={}, payload=p.payload) for p in points], self._page)
+            self._known.restore(points)
         else:
-            made = self._records.holders_of({point.payload[records.REPO] for point in points})
-            with_holders = []
-            for point in points:
-                revision, holders = made.get(point.payload[records.REPO], ("", []))
-                current = revision == point.payload[records.REVISION]
-                with_holders.append(_output_point(point, holders if current else None))
-            self._on.put(part, with_holders, self._batch)
+            self._outputs.restore(points)
 
     def upsert_knowledge(self, records: Sequence[Known]) -> None:
         """See :meth:`DescriptorStore.upsert_knowledge`."""
-        for i, (made, _) in enumerate(known_batches(records)):
-            if i == 0:
-                self._need_profiles()
-            points = [qm.PointStruct(id=point_id, vector={}, payload=payload) for point_id, payload in made]
-            self._on.put("profiles", points, self._page)
+        self._known.write(records)
 
     def _knowledge(self, where: Mapping[str, str]) -> list[Known]:
-        if not self._on.exists("profiles", "read"):
-            return []
-        stored = self._on.scroll("profiles", equal_all(where), True, False, self._page)
-        return sorted((known_record(record.payload or {}) for record in stored), key=known_order)
+        return self._known.read(where)
 
     def _delete_knowledge(self, where: Mapping[str, str]) -> None:
-        if self._on.exists("profiles", "write to"):
-            self._on.remove("profiles", equal_all(where))
-
-    def _need_profiles(self) -> None:
-        if not self._on.exists("profiles", "write to"):
-            config = self.call("read", lambda: self.client.get_collection(self._on.of("outputs"))).config.params
-            choices = ServerChoices(
-                config.shard_number or 1, config.replication_factor or 1, config.write_consistency_factor or 1
-            )
-            self._on.create("profiles", plain_options(), choices, {OUR_MARK: "profiles"})
+        self._known.remove(where)
 
     def query_local(
         self,
@@ -402,13 +410,3 @@ class ServerStore(DescriptorStore):
 def _one_shard(choices: ServerChoices) -> ServerChoices:
     """Of the models: one shard, so that their changes have one order, written to most of its copies."""
     return ServerChoices(1, choices.replicas, max(choices.write_consistency, choices.replicas // 2 + 1))
-
-
-def _output_point(point: StoredPoint, holders: list[dict[str, Any]] | None) -> qm.PointStruct:
-    added: dict[str, Any] = {LABELLED: point.payload.get(records.LABEL) is not None}
-    if holders is not None:
-        added[HOLDERS] = holders
-    local = qm.SparseVector(indices=point.indices, values=point.values)
-    return qm.PointStruct(
-        id=point.id, vector={records.LOCAL: local, records.GLOBAL: point.dense}, payload={**point.payload, **added}
-    )

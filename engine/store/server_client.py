@@ -133,7 +133,9 @@ class Collections:
     def taken(self) -> StoreError:
         """What to say where there is such an index already."""
         return StoreError(
-            f"there is a store {self.name} on the server already: open it, or delete it first", self.patience.where
+            f"there is a store {self.name} on the server already: open it, or delete it first with "
+            "'hubhound index delete'",
+            self.patience.where,
         )
 
     def delete(self, part: str, doing: str = "write to") -> None:

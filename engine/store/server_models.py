@@ -14,6 +14,9 @@ under a new number. ``NAME_models`` has one shard, whatever the others have: the
 
 A model that is removed leaves a record that only says so.
 
+**Changes of one record** (:meth:`ModelRecords.change`) are written only over the record that they were made from, so
+that no two writers undo each other's.
+
 **Holders.** Every output repeats the facts of its model and of the copies of that, so that the server can limit a
 search by them. They are never too few: what widens them is written before the record that makes it true, what narrows
 them after it. A kill in between leaves holders too many, which those who look at the records drop. Two writers of
@@ -24,7 +27,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +36,10 @@ from qdrant_client import models as qm
 from engine.errors import StoreError
 from engine.schema import Model, ModelState
 from engine.store import records
+from engine.store.base import Written
+from engine.store.holders import Holders, as_if, holders_of, originals
 from engine.store.patience import Pace
-from engine.store.points import CALIBRATION, HOLDERS, REMOVED, SEQ, STATE, holder, plain_payload
+from engine.store.points import CALIBRATION, HOLDERS, JOINED, REMOVED, SEQ, STATE, plain_payload
 from engine.store.server_client import Collections, equals
 
 _PAGE = 1000
@@ -48,7 +53,11 @@ _ATTEMPTS = 200
 _MAJORITY = qm.ReadConsistencyType.MAJORITY
 """Of replicas, when reading what the next write depends on."""
 
-Holders = list[dict[str, Any]]
+Payload = Mapping[str, Any] | None
+"""What is to be written of a model: as ``records.model_payload`` makes it, None to say that it is gone."""
+
+LEAVE: Mapping[str, Any] = {}
+"""Nothing is to be written."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,15 @@ class ModelRecords:
         """The largest number of a change, 0 if there is none."""
         found = self._on.patience.call("read", lambda: self._ordered(1, qm.Direction.DESC, None))
         return found[0][0] if found else 0
+
+    def stamp(self) -> int:
+        """A number for outputs that are written now: greater than those of all changes that came before."""
+        return max(time.time_ns() // 1000, self.newest() + 1)
+
+    def standing(self, repo: str) -> tuple[Model | None, int]:
+        """See :meth:`Shared.standing`."""
+        payload = self._payload(repo)
+        return _model(payload), int(payload.get(SEQ) or 0)
 
     def changes(self, since: int) -> Iterator[Change]:
         """The models that changed since, by ascending number.
@@ -128,6 +146,11 @@ class ModelRecords:
         """Number of records, without those of removed models."""
         return self._on.count("models", _present(None))
 
+    def count_shown(self) -> int:
+        """Number of models that are indexed or copies of others."""
+        shown = qm.MatchAny(any=[ModelState.INDEXED.value, ModelState.COPY.value])
+        return self._on.count("models", _present(qm.Filter(must=[qm.FieldCondition(key=STATE, match=shown)])))
+
     def calibrated_otherwise(self, fingerprint: str) -> bool:
         """Whether a model with outputs names another calibration than this one."""
         mine = equals(CALIBRATION, fingerprint)
@@ -141,30 +164,62 @@ class ModelRecords:
     def holders_of(self, repos: Iterable[str]) -> dict[str, tuple[str, Holders]]:
         """Revision and holders of the models that have outputs, as the records have it."""
         wanted = list(dict.fromkeys(repos))
-        return _holders(wanted, self.of(wanted), self.copies_of(wanted))
+        return holders_of(wanted, self.of(wanted), self.copies_of(wanted))
 
-    def write(self, payloads: Mapping[str, Mapping[str, Any] | None], over: str | None = None) -> None:
+    def write(self, payloads: Mapping[str, Payload]) -> None:
         """Writes records, each in place of what its repository has; acknowledged when it returns.
 
         Args:
-            payloads: By repository, as ``records.model_payload`` makes them; None to remove.
-            over: Only in place of a record of this revision; None for whatever is there or not.
+            payloads: By repository.
         """
         repos = list(payloads)
         for start in range(0, len(repos), _BATCH):
-            self._write({repo: payloads[repo] for repo in repos[start : start + _BATCH]}, over)
+            part = {repo: payloads[repo] for repo in repos[start : start + _BATCH]}
+            self._write(part, self.of(part), lambda part=part: self._number(part))  # type: ignore[misc]
 
-    def _write(self, payloads: Mapping[str, Mapping[str, Any] | None], over: str | None) -> None:
-        written = {
-            repo: None if payload is None else records.model_record(payload) for repo, payload in payloads.items()
-        }
-        before = self.of(written)
-        hosts = {*written, *_originals(before.values()), *_originals(model for model in written.values() if model)}
+    def change(self, repo: str, change: Callable[[Model | None], Payload]) -> Written:
+        """Writes one record in view of the one that is there; acknowledged when it returns.
+
+        Args:
+            repo: Of the model.
+            change: Given the record that is there, what is to be written in its place, or :data:`LEAVE`. It is called
+                again if another writer was quicker.
+        """
+        for attempt in range(_ATTEMPTS):
+            there = self._payload(repo)
+            before, number = _model(there), int(there.get(SEQ) or 0)
+            made = change(before)
+            if made is not None and not made:
+                return Written(before, number, 0)
+            if made is not None and JOINED in there and before is not None and before.revision == made["revision"]:
+                made = {**made, JOINED: there[JOINED]}
+            seq = 0
+
+            def write(made: Payload = made, number: int = number) -> None:
+                nonlocal seq
+                seq = self._replace(repo, made, number)
+
+            self._write({repo: made}, {} if before is None else {repo: before}, write)
+            if seq:
+                return Written(before, number, seq)
+            _pause(attempt)
+        raise self._crowded()
+
+    def _write(self, payloads: Mapping[str, Payload], before: Mapping[str, Model], write: Callable[[], None]) -> None:
+        """Writes records, with the holders of outputs as they must be at all times.
+
+        Args:
+            payloads: By repository.
+            before: The records that are there.
+            write: Writes the payloads.
+        """
+        written = {repo: _model(payload) for repo, payload in payloads.items()}
+        hosts = {*written, *originals(before.values()), *originals(model for model in written.values() if model)}
         hosts |= self._naming(written)
-        known = before | self.of(hosts - set(written))
+        known = {**before, **self.of(hosts - set(written))}
         copies = self.copies_of(hosts)
-        old = _holders(hosts, known, copies)
-        new = _holders(hosts, *_as_if(known, copies, written))
+        old = holders_of(hosts, known, copies)
+        new = holders_of(hosts, *as_if(known, copies, written))
         wide = {
             repo: (revision, [*made, *(one for one in old[repo][1] if one not in made)])
             if repo in old and old[repo][0] == revision
@@ -172,7 +227,7 @@ class ModelRecords:
             for repo, (revision, made) in new.items()
         }
         self._set_holders(wide)
-        self._number(payloads, over)
+        write()
         for _ in range(_ATTEMPTS):
             now = self.holders_of(hosts)
             changed = {repo: made for repo, made in now.items() if wide.get(repo) != made}
@@ -233,34 +288,47 @@ class ModelRecords:
             lambda part: self._on.client.batch_update_points(name, list(part), wait=True),
         )
 
-    def _number(self, payloads: Mapping[str, Mapping[str, Any] | None], over: str | None) -> None:
+    def _number(self, payloads: Mapping[str, Payload]) -> None:
         """Writes records under numbers that nobody has passed; see the module's docstring."""
         waiting = dict(payloads)
         newest = self.newest()
         for attempt in range(_ATTEMPTS):
             first = max(time.time_ns() // 1000, newest + 1)
             numbers = {repo: first + i for i, repo in enumerate(waiting)}
-            self._put(waiting, numbers, first, over)
+            self._put(waiting, numbers, qm.Range(lt=first))
             seen = self._seen(len(waiting) + 1, first)
             mine = {payload["repo"]: seq for seq, payload in seen if numbers.get(payload["repo"]) == seq}
             newest = max((seq for seq, payload in seen if mine.get(payload["repo"]) != seq), default=0)
             waiting = {repo: payload for repo, payload in waiting.items() if mine.get(repo, 0) <= newest}
-            if over is not None:
-                there = self.of(waiting)
-                waiting = {r: made for r, made in waiting.items() if r in there and there[r].revision == over}
             if not waiting:
                 return
             newest = max(newest, first)
-            time.sleep(random.uniform(0, 0.002 * 2 ** min(attempt, 6)))  # noqa: S311
+            _pause(attempt)
         raise self._crowded()
 
-    def _put(
-        self,
-        payloads: Mapping[str, Mapping[str, Any] | None],
-        numbers: Mapping[str, int],
-        first: int,
-        over: str | None,
-    ) -> None:
+    def _replace(self, repo: str, payload: Payload, number: int) -> int:
+        """As :meth:`_number` with one record, only in place of that with a number (0: where there is none).
+
+        Returns:
+            Its own number; 0 if another record is there.
+        """
+        mine = 0
+        newest = self.newest()
+        for attempt in range(_ATTEMPTS):
+            first = max(time.time_ns() // 1000, newest + 1)
+            self._put({repo: payload}, {repo: first}, qm.Range(lte=mine or number))
+            seen = [(seq, payload["repo"]) for seq, payload in self._seen(2, first)]
+            newest = max((seq for seq, whose in seen if (seq, whose) != (first, repo)), default=0)
+            if seen and not newest:
+                return first
+            if int(self._payload(repo).get(SEQ) or 0) != first:
+                return mine  # replaced by now, if it was there before: it was seen, and what replaced it will be
+            mine = first
+            _pause(attempt)
+        raise self._crowded()
+
+    def _put(self, payloads: Mapping[str, Payload], numbers: Mapping[str, int], over: qm.Range) -> None:
+        """Writes records under numbers where there is none or one whose number is in a range."""
         points = [
             qm.PointStruct(
                 id=records.model_point_id(repo),
@@ -271,12 +339,17 @@ class ModelRecords:
         ]
         older = qm.Filter(
             should=[
-                qm.FieldCondition(key=SEQ, range=qm.Range(lt=first)),
+                qm.FieldCondition(key=SEQ, range=over),
                 qm.IsEmptyCondition(is_empty=qm.PayloadField(key=SEQ)),
-            ],
-            must=None if over is None else [equals(records.REVISION, over)],
+            ]
         )
         self._on.put("models", points, self._write_pace, update_filter=older)
+
+    def _payload(self, repo: str) -> dict[str, Any]:
+        """Everything that is there of a repository's record, also of one that only says that it is gone."""
+        ids = [records.model_point_id(repo)]
+        found = self._on.retrieve("models", ids, self._pace, with_payload=True, consistency=_MAJORITY)
+        return dict(found[0].payload or {}) if found else {}
 
     def _seen(self, limit: int, first: int) -> list[tuple[int, dict[str, Any]]]:
         """The newest numbers from a first one on, with their payloads."""
@@ -297,39 +370,19 @@ class ModelRecords:
         return StoreError(f"too many others write to the index {self._on.name} at {where}: run again", where)
 
 
-def _holders(
-    repos: Iterable[str], known: Mapping[str, Model], copies: Mapping[str, Sequence[Model]]
-) -> dict[str, tuple[str, Holders]]:
-    """Revision and holders of the models that have outputs: themselves, then the copies of that revision by id."""
-    made: dict[str, tuple[str, Holders]] = {}
-    for repo in repos:
-        model = known.get(repo)
-        if model is not None and model.state is ModelState.INDEXED:
-            equal = [copy for copy in copies.get(repo, ()) if copy.copied_revision == model.revision]
-            made[repo] = model.revision, [holder(one) for one in (model, *equal)]
-    return made
+def _model(payload: Payload) -> Model | None:
+    gone = not payload or payload.get(REMOVED)
+    return None if gone else records.model_record(plain_payload(payload))
 
 
-def _as_if(
-    known: Mapping[str, Model], copies: Mapping[str, Sequence[Model]], written: Mapping[str, Model | None]
-) -> tuple[dict[str, Model], dict[str, list[Model]]]:
-    """Records and copies as they will be when some are written."""
-    models = {repo: model for repo, model in known.items() if repo not in written}
-    models |= {repo: model for repo, model in written.items() if model is not None}
-    after = {repo: [copy for copy in some if copy.repo not in written] for repo, some in copies.items()}
-    for model in written.values():
-        if model is not None and model.copy_of is not None:
-            after.setdefault(model.copy_of, []).append(model)
-    return models, {repo: sorted(some, key=lambda copy: copy.repo) for repo, some in after.items()}
-
-
-def _originals(models: Iterable[Model]) -> set[str]:
-    return {model.copy_of for model in models if model.copy_of is not None}
+def _pause(attempt: int) -> None:
+    """Lets those who write at the same time fall out of step."""
+    time.sleep(random.uniform(0, 0.002 * 2 ** min(attempt, 6)))  # noqa: S311
 
 
 def _change(seq: int, payload: Mapping[str, Any]) -> Change:
     plain = plain_payload(payload)
-    return Change(seq, plain["repo"], None if payload.get(REMOVED) else records.model_record(plain))
+    return Change(seq, plain["repo"], _model(payload))
 
 
 def _present(where: qm.Filter | None) -> qm.Filter:

@@ -16,11 +16,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from qdrant_client import models as qm
 
 from engine.errors import IndexDamagedError
+from engine.store.points import WRITTEN
 from engine.store.server import ServerStore
 
 PART_BYTES = 4 << 20
@@ -81,12 +83,15 @@ class FileShelf:
         found = self._retrieve([_head_id(path)])
         return next((_entry(payload) for payload in found.values()), None)
 
-    def put(self, files: Iterable[tuple[str, str, Path]], progress: Progress | None = None) -> int:
+    def put(
+        self, files: Iterable[tuple[str, str, Path]], progress: Progress | None = None, stamped: bool = False
+    ) -> int:
         """Puts files on the shelf, each in place of what has its path; those that are there already are left alone.
 
         Args:
             files: Path on the shelf, group, and the file to read.
             progress: Called with (files done, files in all).
+            stamped: Note when they were written, as outputs have it (``base.Shared``), also of those that are there.
 
         Returns:
             How many were written.
@@ -98,17 +103,18 @@ class FileShelf:
         files = list(files)
         self._create()
         known = self._retrieve_heads([path for path, _, _ in files])
+        stamp = {WRITTEN: self._store.stamp()} if stamped else {}
         written = 0
         heads: list[qm.PointStruct] = []
         parts: list[qm.PointStruct] = []
         held = 0
         for done, (path, group, source) in enumerate(files):
             entry = ShelfEntry(path, group, _hash(source), source.stat().st_size)
-            if known.get(path) != entry:
-                heads.append(_head(entry))
+            if stamped or known.get(path) != entry:
+                heads.append(_head(entry, stamp))
                 written += 1
                 for part, content in enumerate(_contents(source)):
-                    parts.append(_part(entry, part, content))
+                    parts.append(_part(entry, part, content, stamp))
                     held += len(content)
                     if held >= PART_BYTES:
                         self._upsert(parts)
@@ -163,17 +169,22 @@ class FileShelf:
                 if progress:
                     progress(done, len(entries))
 
-    def remove(self, paths: Sequence[str]) -> None:
-        """Takes files off the shelf; what is not there is no error. Their heads go first."""
+    def remove(self, paths: Sequence[str], before: int | None = None) -> None:
+        """Takes files off the shelf; what is not there is no error. Their heads go first.
+
+        Args:
+            paths: Theirs.
+            before: Only those that were written before the change of a model with this number.
+        """
         if not paths or not self._exists():
             return
-        heads = [_head_id(path) for path in paths]
-        self._store.call(
-            "write to",
-            lambda: self._store.client.delete(self._collection, qm.PointIdsList(points=[*heads]), wait=True),
-        )
-        where = qm.Filter(must=[qm.FieldCondition(key="path", match=qm.MatchAny(any=list(paths)))])
-        self._delete(where)
+        must: list[Any] = [qm.FieldCondition(key="path", match=qm.MatchAny(any=list(paths)))]
+        if before is not None:
+            old = qm.FieldCondition(key=WRITTEN, range=qm.Range(lt=before))
+            unknown = qm.IsEmptyCondition(is_empty=qm.PayloadField(key=WRITTEN))
+            must.append(qm.Filter(should=[old, unknown]))
+        self._delete(qm.Filter(must=[*must, _equals("kind", "head")]))
+        self._delete(qm.Filter(must=must))
 
     def _fetch_one(self, entry: ShelfEntry, first: Mapping[str, Any] | None, target: Path) -> None:
         for _ in range(_ATTEMPTS):
@@ -300,6 +311,8 @@ class FileShelf:
             for field in ("kind", "group", "owner", "path"):
                 kind = qm.PayloadSchemaType.KEYWORD
                 self._store.call("create", partial(client.create_payload_index, self._collection, field, kind))
+            number = qm.PayloadSchemaType.INTEGER
+            self._store.call("create", partial(client.create_payload_index, self._collection, WRITTEN, number))
         self._there = True
 
 
@@ -326,13 +339,15 @@ def _entry(payload: Mapping[str, Any]) -> ShelfEntry:
     return ShelfEntry(payload["path"], payload["group"], payload["sha256"], int(payload["size_bytes"]))
 
 
-def _head(entry: ShelfEntry) -> qm.PointStruct:
-    payload = {"kind": "head", "owner": owner_of(entry.path), **entry._asdict()}
+def _head(entry: ShelfEntry, stamp: Mapping[str, int] = MappingProxyType({})) -> qm.PointStruct:
+    payload = {"kind": "head", "owner": owner_of(entry.path), **entry._asdict(), **stamp}
     return qm.PointStruct(id=_head_id(entry.path), vector={}, payload=payload)
 
 
-def _part(entry: ShelfEntry, part: int, content: bytes) -> qm.PointStruct:
-    payload = {"kind": "part", "path": entry.path, "sha256": entry.sha256, "part": part}
+def _part(
+    entry: ShelfEntry, part: int, content: bytes, stamp: Mapping[str, int] = MappingProxyType({})
+) -> qm.PointStruct:
+    payload = {"kind": "part", "path": entry.path, "sha256": entry.sha256, "part": part, **stamp}
     data = base64.b64encode(content).decode("ascii")
     return qm.PointStruct(id=_part_id(entry, part), vector={}, payload={**payload, "data": data})
 

@@ -17,7 +17,7 @@ from engine.remote import Remote, index_folder
 from engine.remote_creation import new_index, refuse_taken
 from engine.schema import Model
 from engine.store.address import ServerAddress
-from engine.store.base import StoreLayout
+from engine.store.base import StoreLayout, Written
 from engine.store.server import ServerStore
 from engine.store.shelf import FileShelf
 from engine.verify import verify
@@ -100,6 +100,7 @@ def test_of_two_revisions_the_record_written_last_stands(machine: Machines, firs
 
     def then(table: OutputTable) -> None:
         """Between the others' outputs and their record."""
+        theirs.store.upsert_outputs = put  # type: ignore[method-assign]
         put(table)
         put_model(mine, "org/m", ANIMALS, revision=first, seed=1)
 
@@ -119,6 +120,7 @@ def test_removing_leaves_what_somebody_is_putting(machine: Machines) -> None:
     put = theirs.store.upsert_outputs
 
     def then(table: OutputTable) -> None:
+        theirs.store.upsert_outputs = put  # type: ignore[method-assign]
         put(table)
         mine.remove_model("org/m")
 
@@ -271,13 +273,13 @@ def test_a_model_that_is_removed_while_it_is_put_is_put_again(machine: Machines)
     with IndexWriter(machine()) as writer:
         store = writer.store
         assert isinstance(store, ServerStore)
-        put = store.upsert_model
+        put = store.write_model
 
-        def late(model: Model) -> None:
-            store.delete_revision(model.repo, model.revision)
-            put(model)
+        def late(model: Model) -> Written:
+            store.delete_outputs(model.repo)
+            return put(model)
 
-        store.upsert_model = late  # type: ignore[method-assign]
+        store.write_model = late  # type: ignore[method-assign]
         put_model(writer, "org/m", THINGS, revision="r1", seed=2)
         whole(store)
         assert store.count_revision("org/m", "r1") == 3
