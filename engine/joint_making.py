@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from engine.calibration import imagenet21k_names
+from engine.calibration import Background, calibrate, imagenet21k_names
 from engine.descriptors import ConceptDescriptors
 from engine.errors import IndexUnusableError, InputError
 from engine.index import Index
@@ -50,6 +50,7 @@ WRITERS_LOOK_S = 35.0
 
 _AT_ONCE = 4_000  # outputs encoded and written at once
 _NAMES = 100  # embedded at once
+_MODELS = 100  # looked at together
 
 Progress = Callable[[str, str], Callable[[float, float], None]]
 """``(description, unit) -> advance(done, total)``."""
@@ -88,7 +89,8 @@ def make_candidates(
 ) -> JointRecall:
     """Makes, measures and publishes the candidates of an index on a server, in place of those it has.
 
-    While it runs there are none. Models that are added meanwhile are put in at the end.
+    While it runs there are none. Models that are added meanwhile are put in at the end. A background that is changed
+    meanwhile ends it: the vectors would be of the one before.
 
     Args:
         folder: In which the index is worked with.
@@ -98,6 +100,7 @@ def make_candidates(
 
     Raises:
         InputError: The index is no index on a server, or has too few names or outputs to fit and measure.
+        IndexUnusableError: The index is empty, or its background was changed meanwhile.
         StoreError: The server refused or did not answer.
         OSError: The folder cannot be written.
     """
@@ -115,17 +118,19 @@ def make_candidates(
     asked = index.describe(texts[: len(held_out)], background)
     known = ConceptDescriptors.join([index.describe(texts[len(held_out) :], background), background.concepts])
     fingerprint = index.manifest.background.fingerprint
-    sample = list(sample_outputs(store, models, settings.seed, bar("reading a sample", "outputs")))
+    exact = Calibrated(background, {model.repo: model for model in models})
+    sample = list(sample_outputs(store, models, settings.seed, bar("reading a sample", "outputs"), exact))
     code = fit(sample, known, store.layout, fingerprint, settings.rank)
     joint = JointCollection.create(store, code, settings.storage)
-    best = _fill(joint, models, ExactTop(asked, max(DEPTHS), code.method), bar("encoding", "models"))
+    top = ExactTop(asked, max(DEPTHS), code.method)
+    filled = _fill(joint, models, exact, top, bar("encoding", "models"))
     in_graph = joint.wait(settings.build_timeout_s, bar("waiting for the graph", "outputs"))
     vectors = code.encode_concepts(asked)
 
     def ask(c: int, limit: int, breadth: int) -> list[Key]:
         return [(hit.repo, hit.revision, hit.output) for hit in joint.candidates(vectors[c], limit, breadth)]
 
-    breadth, tried = measured(best, ask, settings.oversampling)
+    breadth, tried = measured(top.best(), ask, settings.oversampling)
     recall = JointRecall(
         code=code.fingerprint,
         storage=settings.storage,
@@ -142,24 +147,62 @@ def make_candidates(
     code.save(folder / CODE_FILE)
     recall.write(folder)
     remote.publish([IndexFile(CODE_FILE, "core"), IndexFile(RECALL_FILE, "core")])
-    catch_up(joint, since)  # what was written while the graph was built
+    joint.joined.mark(filled)
+    catch_up(joint, since, background)  # what was written while the graph was built
     now = store.newest()
+    remote.refresh()
+    if Index(folder).manifest.background.fingerprint != fingerprint:
+        drop_candidates(folder)
+        raise IndexUnusableError(
+            f"the background of {remote.address} was changed while candidates were made for the one before: run again"
+        )
     joint.complete(recall)
     if now != since:  # somebody is writing, and may not have seen yet that there are candidates
         time.sleep(WRITERS_LOOK_S)
-    catch_up(joint, now)
+    catch_up(joint, now, background)
     return recall
 
 
-def catch_up(joint: JointCollection, since: int) -> int:
-    """Puts in and takes out what has changed since a number of the store's; how many models that were."""
+class Calibrated:
+    """Gives outputs the constants of one background where those on the server are of another.
+
+    Args:
+        background: The background.
+        models: Records of the outputs' models, by repository.
+    """
+
+    def __init__(self, background: Background, models: Mapping[str, Model]) -> None:
+        self._background = background
+        self._fingerprint = background.fingerprint
+        self._models = models
+
+    def __call__(self, table: OutputTable) -> OutputTable:
+        """The outputs of a model with those constants."""
+        if table.calibrated_with(self._fingerprint, self._models[table.repo].calibration):
+            return table
+        constants = calibrate(table.idx, table.z, table.anchor, self._background)
+        return table.with_calibration(constants, self._fingerprint)
+
+
+def catch_up(joint: JointCollection, since: int, background: Background) -> int:
+    """Puts in and takes out what has changed since a number of the store's.
+
+    Args:
+        joint: The candidates.
+        since: The number.
+        background: That they are made with.
+
+    Returns:
+        How many models had changed.
+
+    Raises:
+        StoreError: The server refused or did not answer.
+    """
     changed = 0
     for change in joint.store.changes(since):
         model = change.model
         if model is not None and model.state is ModelState.INDEXED:
-            table = joint.store.outputs(model.repo, model.revision)
-            if table is not None:
-                joint.put(table)
+            _bring(joint, [model], background)
             joint.remove(model.repo, model.revision)
         else:
             joint.remove(change.repo)
@@ -178,8 +221,24 @@ def has_candidates(folder: Path) -> bool:
     return open_joint(folder, _remote(folder).store, background) is not None
 
 
+def _bring(joint: JointCollection, models: Sequence[Model], background: Background) -> int:
+    """Puts in what outputs of some models are missing, and says that they are there; how many were missing."""
+    there = joint.holdings(repos=[model.repo for model in models])
+    short = {m.repo: m for m in models if there[m.repo, m.revision] < m.outputs}
+    exact, missing = Calibrated(background, short), 0
+    for table in joint.store.iter_outputs(list(short.values())):
+        joint.put_encoded([(table, joint.code.encode_outputs(exact(table)))])
+        missing += len(table) - there[table.repo, table.revision]
+        if len(table) == short[table.repo].outputs:  # else some are gone, and readers leave the model out
+            del short[table.repo]
+    joint.joined.mark([(model.repo, model.revision) for model in models if model.repo not in short])
+    return missing
+
+
 def update_candidates(folder: Path, progress: Progress | None = None) -> tuple[int, int]:
     """Puts in what outputs the candidates of an index miss, and takes out those that no model's record claims.
+
+    It reads what is missing; everything there is only if their numbers differ after that.
 
     Args:
         folder: In which the index is worked with.
@@ -194,22 +253,37 @@ def update_candidates(folder: Path, progress: Progress | None = None) -> tuple[i
     """
     index = Index(folder)
     store = _remote(folder).store
-    joint = need_joint(folder, store, index.manifest.background.fingerprint)
+    background = index.background()
+    joint = need_joint(folder, store, background.fingerprint)
     bar = progress or (lambda description, unit: lambda done, total: None)
-    there = joint.holdings(bar("reading what there is", "outputs"))
-    models = [model for model in store.models() if model.state is ModelState.INDEXED]
-    current = {(model.repo, model.revision) for model in models}
-    short = [model for model in models if there.get((model.repo, model.revision), 0) < model.outputs]
-    missing, advance = 0, bar("adding", "models")
-    for done, table in enumerate(store.iter_outputs(short), 1):
-        joint.put(table)
-        missing += len(table) - there.get((table.repo, table.revision), 0)
-        advance(done, len(short))
-    revisions = {model.repo: model.revision for model in models}
-    stale = [key for key in there if key not in current]
-    for repo in sorted({repo for repo, _ in stale}):
-        joint.remove(repo, revisions.get(repo))
-    return missing, sum(there[key] for key in stale)
+    advance, done = bar("adding", "models"), 0
+    waiting = list(joint.joined.missing_models())
+    missing = stale = 0
+    for start in range(0, len(waiting), _MODELS):
+        missing += _bring(joint, waiting[start : start + _MODELS], background)
+        done = min(start + _MODELS, len(waiting))
+        advance(done, len(waiting))
+    models = {(m.repo, m.revision): m for m in store.models() if m.state is ModelState.INDEXED}
+    if joint.count() != sum(model.outputs for model in models.values()):
+        there = joint.holdings(bar("reading what there is", "outputs"))
+        lost = [model for key, model in models.items() if there[key] < model.outputs]
+        for start in range(0, len(lost), _MODELS):
+            missing += _bring(joint, lost[start : start + _MODELS], background)
+        for repo, revision in there.keys() - models.keys():
+            joint.remove_revision(repo, revision)
+            stale += there[repo, revision]
+    return missing, stale
+
+
+def candidates_now(folder: Path) -> tuple[int, int]:
+    """How many outputs the candidates of an index have at present, and how many of them are in the graph.
+
+    Raises:
+        InputError: There are no candidates that fit the index.
+        StoreError: The server refused or did not answer.
+    """
+    joint = need_joint(folder, _remote(folder).store, Index(folder).manifest.background.fingerprint)
+    return joint.count(), joint.in_graph()
 
 
 def drop_candidates(folder: Path) -> bool:
@@ -248,7 +322,11 @@ def draw_names(index: Index, background: Sequence[str], settings: MakingSettings
 
 
 def sample_outputs(
-    store: ServerStore, models: Sequence[Model], seed: int, advance: Callable[[float, float], None]
+    store: ServerStore,
+    models: Sequence[Model],
+    seed: int,
+    advance: Callable[[float, float], None],
+    exact: Callable[[OutputTable], OutputTable],
 ) -> Iterator[OutputTable]:
     """Some thousand outputs of many models, of each at most so many that all can give some."""
     rng = np.random.default_rng(seed)
@@ -259,7 +337,7 @@ def sample_outputs(
         some = np.sort(rng.permutation(len(table))[:of_each]).astype(np.intp)
         total += len(some)
         advance(min(total, SAMPLE), SAMPLE)
-        yield take(table, some)
+        yield exact(take(table, some))
         if total >= SAMPLE:
             return
 
@@ -284,19 +362,27 @@ def _embed(
 
 
 def _fill(
-    joint: JointCollection, models: Sequence[Model], exact: ExactTop, advance: Callable[[float, float], None]
-) -> list[list[Key]]:
-    """Writes all outputs; the exact best of them for the concepts that recall is measured with."""
+    joint: JointCollection,
+    models: Sequence[Model],
+    exact: Callable[[OutputTable], OutputTable],
+    top: ExactTop,
+    advance: Callable[[float, float], None],
+) -> list[tuple[str, str]]:
+    """Writes all outputs and compares them exactly; the models, by repository and revision, that were whole."""
+    whole: list[tuple[str, str]] = []
     waiting: list[tuple[OutputTable, FloatArray]] = []
-    for done, table in enumerate(joint.store.iter_outputs(models), 1):
-        exact.add(table)
+    outputs = {model.repo: model.outputs for model in models}
+    for done, table in enumerate(map(exact, joint.store.iter_outputs(models)), 1):
+        top.add(table)
         waiting.append((table, joint.code.encode_outputs(table)))
         if sum(len(one) for one, _ in waiting) >= _AT_ONCE:
             joint.put_encoded(waiting)
             waiting = []
+        if len(table) == outputs[table.repo]:
+            whole.append((table.repo, table.revision))
         advance(done, len(models))
     joint.put_encoded(waiting)
-    return exact.best()
+    return whole
 
 
 def _remote(folder: Path) -> Remote:

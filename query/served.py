@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from engine import prefetch
 from engine.calibration import Background, calibrate
 from engine.descriptors import ConceptDescriptors
 from engine.errors import InputError
@@ -40,6 +41,10 @@ SCAN_UP_TO = 2_000_000
 
 GRAPH_FROM = 20_000_000
 """Outputs above which ``auto`` takes candidates: an exact answer of the server would take many seconds."""
+
+COMPLETE = 0.999
+"""Share of the models, and of the outputs, that candidates must have for ``auto`` to take them: what a tenth of a per
+cent can hide of the best is a tenth of what recall may miss."""
 
 _ATTEMPTS = 3
 """How often a search is begun again because models were written meanwhile."""
@@ -97,6 +102,7 @@ class ServedSearcher:
         most: Outputs fetched by each part at most, before an answer is given without certificate; see ``Prefetch``.
         finder: What finds candidates instead of the certified prefetch.
         engine: Its name, for the answer.
+        why: With a finder: why its answers are never certain.
 
     Attributes:
         snapshot: The candidates near the top of the last answer.
@@ -112,6 +118,7 @@ class ServedSearcher:
         most: int | None = None,
         finder: Finder | None = None,
         engine: str = "qdrant",
+        why: str = "candidates are approximate",
     ) -> None:
         self._index = index
         self._store = store
@@ -120,6 +127,7 @@ class ServedSearcher:
         self._most = most
         self._find: Finder = finder or _certified
         self._engine = engine
+        self._approximate = None if finder is None else why
         self.background: Background = index.background()
         self.snapshot: Snapshot = self._small([], {}, {})
 
@@ -154,6 +162,9 @@ class ServedSearcher:
             StoreError: The server refused or did not answer.
         """
         started = time.perf_counter()
+        fingerprint = self.background.fingerprint
+        # Before and after: one whose constants are mended in between may have been missed.
+        mixed = self._approximate is None and self._store.calibrated_otherwise(fingerprint)
         dropped: set[Key] = set()
         for _ in range(_ATTEMPTS):
             before, known = self._store.newest(), dropped
@@ -163,10 +174,28 @@ class ServedSearcher:
             steady = self._store.newest() == before and dropped <= known
             if steady:
                 break
-        whole = answer.exact and steady
-        if whole:  # constants of two backgrounds are of two scales, and a model of the other one may have been missed
-            whole = not self._store.calibrated_otherwise(self._index.manifest.background.fingerprint)
-        return answer.model_copy(update={"exact": whole, "seconds": round(time.perf_counter() - started, 6)})
+        if not mixed and self._approximate is None:  # constants of two backgrounds are of two scales
+            mixed = self._store.calibrated_otherwise(fingerprint)
+        reasons = self._doubts(answer.exact, steady, mixed, request.k)
+        update: dict[str, object] = {"exact": not reasons, "seconds": round(time.perf_counter() - started, 6)}
+        return answer.model_copy(update=update | ({"why": "; ".join(reasons)} if reasons else {}))
+
+    def _doubts(self, enough: bool, steady: bool, mixed: bool, k: int) -> list[str]:
+        """Why an answer is not certain to be exact; nothing if it is."""
+        if self._approximate is not None:
+            return [self._approximate]
+        reasons = []
+        if mixed:
+            reasons.append(
+                f"the index is being calibrated ('hubhound index calibrate --index {self._index.name}' ends it, if "
+                "nobody is at it)"
+            )
+        if not steady:
+            reasons.append(f"models were being written during each of {_ATTEMPTS} attempts")
+        if not enough:
+            most = self._most or prefetch.MOST
+            reasons.append(f"more than {most:,} outputs come close to the best {k}")
+        return reasons
 
     def _once(self, request: SearchRequest, questions: Sequence[Question]) -> tuple[ServedAnswer, set[Key]]:
         """An answer, and the outputs that were found and do not count."""
@@ -213,11 +242,12 @@ class ServedSearcher:
             engine=self._engine,
             candidates=max((one.looked_at for one in found), default=0),
             rounds=max((one.rounds for one in found), default=0),
+            note=self._index.note,
         )
 
     def _calibrated(self, table: OutputTable, model: Model) -> OutputTable:
         """The outputs of a model with the constants of the index's background, which the store may not have yet."""
-        if model.calibration in {None, self.background.fingerprint}:
+        if table.calibrated_with(self.background.fingerprint, model.calibration or self.background.fingerprint):
             return table
         return table.with_calibration(calibrate(table.idx, table.z, table.anchor, self.background))
 
@@ -243,7 +273,7 @@ class _CandidateIndex(Index):
         self._small = snapshot
         self._loaded = background
 
-    def snapshot(self, progress: Callable[[int, int], None] | None = None) -> Snapshot:
+    def snapshot(self, progress: Callable[[int, int], None] | None = None, *, insist: bool = False) -> Snapshot:
         return self._small
 
     def background(self, fingerprint: str | None = None) -> Background:
@@ -319,6 +349,8 @@ def choose_engine(engine: str, index: Index, request: SearchRequest) -> str:
             f"--engine {engine} is for an index on a Qdrant server, {index.name} is a folder: leave it out"
         )
     reason = needs_scan(request, remote.store.layout.method)
+    if engine == "candidates" and request.where:
+        raise InputError("--engine candidates cannot take --where: use --engine qdrant or scan")
     if engine != "auto":
         if reason is not None:
             raise _scan_instead(engine, reason)
@@ -327,16 +359,18 @@ def choose_engine(engine: str, index: Index, request: SearchRequest) -> str:
     outputs = remote.store.count_outputs()
     if reason is not None or here or outputs <= SCAN_UP_TO or not _resolvable(request, remote.store):
         return "scan"
-    return "candidates" if outputs > GRAPH_FROM and not request.where and _reliable(index) else "qdrant"
+    return "candidates" if outputs > GRAPH_FROM and not request.where and _reliable(index, outputs) else "qdrant"
 
 
-def _reliable(index: Index) -> bool:
-    """Whether an index has candidates whose recall was measured to be high enough to be relied on."""
+def _reliable(index: Index, outputs: int) -> bool:
+    """Whether an index has candidates that can be relied on: of measured recall, and of nearly all its outputs."""
     from engine.store.joint import open_joint
 
     remote = index.remote
     joint = open_joint(index.folder, remote.store, index.manifest.background.fingerprint) if remote else None
-    return joint is not None and joint.recall is not None and joint.recall.sufficient
+    if joint is None or joint.recall is None or not joint.recall.sufficient:
+        return False
+    return joint.joined.share() >= COMPLETE and joint.count() >= COMPLETE * outputs
 
 
 def _resolvable(request: SearchRequest, store: ServedStore) -> bool:

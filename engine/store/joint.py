@@ -11,13 +11,16 @@ says whose it is; everything else is read from there. Choices and their reasons:
 
 The metadata name the code; a collection of another code than the index's is not used. It says ``complete`` once it has
 been filled and measured.
+Which models it has stands in their records (:mod:`engine.store.joined`).
 """
 
 from __future__ import annotations
 
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +35,16 @@ from engine.prefetch import Candidates, Prefetch
 from engine.schema import output_point_id
 from engine.store import records
 from engine.store.base import StoreFilter, StoreHit
+from engine.store.joined import JoinedModels
 from engine.store.patience import Pace, Patience, patience_with
 from engine.store.server import ServerChoices, ServerStore
-from engine.store.server_client import Collections, equals
+from engine.store.server_client import Collections, equal_all, equals
 from engine.store.server_config import OUR_MARK
 
 PART = "joint"
 VECTOR = "joint"
+MADE = "made"
+"""In the metadata and on every point: which making of the collection it belongs to."""
 
 LINKS = 32
 """Of an output in the graph (``m``)."""
@@ -51,7 +57,7 @@ QUANTILE = 0.999
 
 _BATCH = 500  # points in a request: 7 MB of JSON at 641 dimensions
 _POLL_S = 0.5
-_FORMAT = 1
+_FORMAT = 2  # 1 did not say which models it has
 
 
 class JointCollection:
@@ -61,18 +67,29 @@ class JointCollection:
         store: The index's.
         code: Encodes outputs and concepts.
         recall: What was measured, None while it is being filled.
+        made: Identity of the collection, drawn when it was made.
         patience: With the server, None for what the environment says.
+
+    Attributes:
+        joined: Which of the index's models it has.
     """
 
     def __init__(
-        self, store: ServerStore, code: JointCode, recall: JointRecall | None, patience: Patience | None = None
+        self,
+        store: ServerStore,
+        code: JointCode,
+        recall: JointRecall | None,
+        made: str,
+        patience: Patience | None = None,
     ) -> None:
         self.store = store
         self.code = code
         self.recall = recall
         self.overlong = 0
+        self._made = made
         self._on = _collections(store, patience)
         self._pace = Pace(_BATCH)
+        self.joined = JoinedModels(self._on, made)
 
     @classmethod
     def create(
@@ -102,17 +119,24 @@ class JointCollection:
         choices = ServerChoices(
             config.shard_number or 1, config.replication_factor or 1, config.write_consistency_factor or 1
         )
-        metadata = {OUR_MARK: PART, "format": _FORMAT, "code": code.fingerprint, "complete": False}
+        made = uuid.uuid4().hex[:8]
+        metadata = {OUR_MARK: PART, "format": _FORMAT, "code": code.fingerprint, MADE: made, "complete": False}
         on.create(PART, _options(code, storage), choices, metadata)
-        return cls(store, code, None, patience)
+        new = cls(store, code, None, made, patience)
+        new.joined.index()
+        return new
 
     def put(self, table: OutputTable) -> None:
         """Writes the vectors of one model's outputs; acknowledged when it returns. Repeating it changes nothing.
 
+        If the candidates were removed or made anew meanwhile, nothing need be written: the model is one that they miss.
+
         Raises:
             StoreError: The server refused or did not answer.
         """
-        self.put_encoded([(table, self.code.encode_outputs(table))])
+        encoded = [(table, self.code.encode_outputs(table))]
+        with self._while_it_stands():
+            self.put_encoded(encoded)
 
     def put_encoded(self, encoded: Sequence[tuple[OutputTable, FloatArray]]) -> None:
         """As ``put``, of several models whose vectors are known."""
@@ -121,9 +145,35 @@ class JointCollection:
             self.overlong += self.code.overlong(vectors)
             for output, vector in zip(table.output.tolist(), vectors.tolist(), strict=True):
                 payload = {records.REPO: table.repo, records.REVISION: table.revision, records.OUTPUT: output}
+                payload[MADE] = self._made
                 point_id = output_point_id(table.repo, table.revision, output)
                 points.append(qm.PointStruct(id=point_id, vector={VECTOR: vector}, payload=payload))
         self._on.put(PART, points, self._pace)
+
+    def claim(self, table: OutputTable) -> None:
+        """Says that the vectors of a model are there, after its record was written; ``put`` comes before that.
+
+        Whoever removes them meanwhile (``remove_revision``) takes the mark away after the vectors: so the mark is set
+        before they are counted, and put again if some are gone.
+
+        Args:
+            table: Its outputs.
+
+        Raises:
+            StoreError: The server refused or did not answer.
+        """
+        with self._while_it_stands():
+            self.joined.mark([(table.repo, table.revision)])
+            if self.holdings(repos=[table.repo])[table.repo, table.revision] < len(table):
+                self.put(table)
+
+    def remove_revision(self, repo: str, revision: str) -> None:
+        """Removes the outputs of one revision, and leaves alone what others may be putting in.
+
+        Raises:
+            StoreError: The server refused or did not answer.
+        """
+        self._remove(_of(repo, revision))
 
     def remove(self, repo: str, keep_revision: str | None = None) -> None:
         """Removes a repository's outputs, except those of one revision.
@@ -132,23 +182,45 @@ class JointCollection:
             StoreError: The server refused or did not answer.
         """
         kept: list[qm.Condition] = [] if keep_revision is None else [equals(records.REVISION, keep_revision)]
-        self._on.remove(PART, qm.Filter(must=[equals(records.REPO, repo)], must_not=kept))
+        self._remove(qm.Filter(must=[equals(records.REPO, repo)], must_not=kept))
+
+    def _remove(self, where: qm.Filter) -> None:
+        with self._while_it_stands():
+            self._on.remove(PART, where)
+            self.joined.unmark(where)  # in this order; see claim
+
+    @contextmanager
+    def _while_it_stands(self) -> Iterator[None]:
+        """Overlooks what goes wrong because the collection was removed or made anew since it was opened."""
+        try:
+            yield
+        except StoreError:
+            if self._on.exists(PART, "write to") and self._on.metadata(PART, "write to").get(MADE) == self._made:
+                raise
 
     def count(self) -> int:
         """Number of outputs in it."""
         return self._on.count(PART)
 
-    def holdings(self, progress: Callable[[int, int], None] | None = None) -> Counter[tuple[str, str]]:
+    def holdings(
+        self, progress: Callable[[int, int], None] | None = None, repos: Iterable[str] | None = None
+    ) -> Counter[tuple[str, str]]:
         """How many outputs of which models it holds, by repository and revision.
+
+        Vectors that somebody put in who took it for the collection that it replaced count 0.
 
         Args:
             progress: Called with (outputs read, outputs in all).
+            repos: Only of these repositories; None for all.
         """
-        total, found = self.count(), Counter[tuple[str, str]]()
-        fields = [records.REPO, records.REVISION]
-        for done, point in enumerate(self._on.scroll(PART, None, fields, False, Pace(10 * _BATCH)), 1):
+        total, found = self.count() if progress else 0, Counter[tuple[str, str]]()
+        fields = [records.REPO, records.REVISION, MADE]
+        where = None
+        if repos is not None:
+            where = qm.Filter(must=[qm.FieldCondition(key=records.REPO, match=qm.MatchAny(any=sorted(set(repos))))])
+        for done, point in enumerate(self._on.scroll(PART, where, fields, False, Pace(10 * _BATCH)), 1):
             payload = point.payload or {}
-            found[payload[records.REPO], payload[records.REVISION]] += 1
+            found[payload[records.REPO], payload[records.REVISION]] += payload.get(MADE) == self._made
             if progress and done % _BATCH == 0:
                 progress(done, total)
         return found
@@ -209,10 +281,9 @@ class JointCollection:
         Raises:
             StoreError: It has not after that time, or the server refused or did not answer.
         """
-        name = self._on.of(PART)
         until = time.monotonic() + timeout_s
         while True:
-            info = self._on.patience.call("read", lambda: self._on.client.get_collection(name))
+            info = self._info()
             done = info.indexed_vectors_count or 0
             if progress:
                 progress(done, info.points_count or 0)
@@ -220,13 +291,20 @@ class JointCollection:
                 return done
             if time.monotonic() > until:
                 raise StoreError(
-                    f"the graph of {name} is not complete after {timeout_s:.0f} s: run the command again with more "
-                    "time (--build-timeout)",
+                    f"the graph of {self._on.of(PART)} is not complete after {timeout_s:.0f} s: run the command again "
+                    "with more time (--build-timeout)",
                     self._on.patience.where,
                 )
             if info.status == qm.CollectionStatus.GREY:  # after a restart a server waits for a write to go on
                 self._on.patience.call("write to", self._wake)
             time.sleep(_POLL_S)
+
+    def in_graph(self) -> int:
+        """Outputs in the graph at present; the others are compared one by one."""
+        return self._info().indexed_vectors_count or 0
+
+    def _info(self) -> qm.CollectionInfo:
+        return self._on.patience.call("read", lambda: self._on.client.get_collection(self._on.of(PART)))
 
     def _wake(self) -> None:
         self._on.client.update_collection(self._on.of(PART), optimizers_config=qm.OptimizersConfigDiff())
@@ -281,7 +359,9 @@ def need_joint(folder: Path, store: object, background: str, patience: Patience 
     metadata = on.metadata(PART) if on.exists(PART) else {}
     if metadata.get("code") != code.fingerprint or not metadata.get("complete"):
         raise InputError(f"the candidates of {store.name} on the server are not those of the index: {again}")
-    return JointCollection(store, code, recall, patience)
+    if metadata.get("format") != _FORMAT:
+        raise InputError(f"the candidates of {store.name} were made by another version of hubhound: {again}")
+    return JointCollection(store, code, recall, str(metadata.get(MADE)), patience)
 
 
 def drop_joint(store: ServerStore, patience: Patience | None = None) -> bool:
@@ -298,6 +378,10 @@ def drop_joint(store: ServerStore, patience: Patience | None = None) -> bool:
 
 def _collections(store: ServerStore, patience: Patience | None) -> Collections:
     return Collections(store.client, store.name, patience or patience_with(store.client, store.name))
+
+
+def _of(repo: str, revision: str) -> qm.Filter:
+    return equal_all({records.REPO: repo, records.REVISION: revision})
 
 
 def _options(code: JointCode, storage: Storage) -> dict[str, Any]:

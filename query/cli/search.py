@@ -15,6 +15,7 @@ from query.cli.places import index_folder
 
 if TYPE_CHECKING:
     from engine.index import Index
+    from engine.remote import Remote
     from query.cli.output import Advance
     from query.request import SearchRequest
     from query.search import Searcher
@@ -246,6 +247,8 @@ def _write(answer: SearchAnswer, request: SearchRequest, form: str) -> None:
             data(found.model)
         for hit in result.outputs:
             data(f"{hit.model}#{hit.output}")
+    if form == "quiet" and isinstance(answer, ServedAnswer) and answer.why:
+        note(_how(answer))
 
 
 def _searcher(
@@ -259,18 +262,29 @@ def _searcher(
 
         chosen = choose_engine(engine, index, request)
         if chosen != "scan" and index.remote is not None:
-            finder = None
             if chosen == "candidates":
-                from engine.store.joint import need_joint
-
-                joint = need_joint(index.folder, index.remote.store, index.manifest.background.fingerprint)
-                finder, missing = joint.find, index.remote.store.count_outputs() - joint.count()
-                if missing > 0:
-                    again = f"'hubhound index candidates --index {index.name}'"
-                    note(f"{missing:,} outputs are not among the candidates yet: run {again}")
-            return ServedSearcher(index, index.remote.store, finder=finder, engine=chosen)
+                return _by_candidates(index, index.remote)
+            return ServedSearcher(index, index.remote.store, engine=chosen)
         index.snapshot(bar("fetching what has changed", "models"))
     return Searcher(index, progress=bar("embedding labels", "labels") if request.evidence != "probes" else None)
+
+
+def _by_candidates(index: Index, remote: Remote) -> ServedSearcher:
+    """What answers by the graph of candidates; it says how far the graph can be trusted."""
+    from engine.store.joint import need_joint
+    from query.served import ServedSearcher
+
+    joint = need_joint(index.folder, remote.store, index.manifest.background.fingerprint)
+    recall = {} if joint.recall is None else joint.recall.recall
+    shares = ", ".join(f"{share:.4f} of the best {k}" for k, share in recall.items())
+    why = f"candidates are approximate: measured recall {shares or 'unknown'}"
+    missing, what = joint.joined.missing(), "model"
+    if not missing:  # unless the server has lost some since
+        missing, what = remote.store.count_outputs() - joint.count(), "output"
+    if missing > 0:
+        again = f"'hubhound index candidates --index {index.name}'"
+        why += f"; {missing:,} {what}{'s are' if missing > 1 else ' is'} not among them yet, run {again}"
+    return ServedSearcher(index, remote.store, finder=joint.find, engine="candidates", why=why)
 
 
 def _title(result: Result) -> str:
@@ -355,13 +369,8 @@ def _how(answer: SearchAnswer) -> str:
     if answer.exact:
         return f"{line}: certified exact"
     if answer.engine == "candidates":
-        return (
-            f"{line}: approximate, 'hubhound index candidates' has measured how far; --engine qdrant and scan are exact"
-        )
-    return (
-        f"{line}: not certified (models are being written or calibrated, or too many outputs are alike): "
-        "--engine scan is exact"
-    )
+        return f"{line}: {answer.why}; --engine qdrant and scan are exact"
+    return f"{line}: not certified, {answer.why}: --engine scan is exact"
 
 
 def _summary(answer: SearchAnswer, request: SearchRequest, index_path: str) -> None:

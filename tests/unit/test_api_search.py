@@ -276,12 +276,12 @@ def test_readiness_while_the_encoder_is_loaded(own: Path) -> None:
     with asking(create_app(small_settings(own, preload=True), load_encoder=Late)) as asked:
         answer = asked.get("/readyz")
         assert answer.status_code == 503
-        assert answer.json() == {"ready": False, "why": "the encoder is being loaded", "generation": 1}
+        assert answer.json() == {"ready": False, "why": "the encoder is being loaded", "generation": 1, "store": None}
         assert int(answer.headers["retry-after"]) >= 1
         assert asked.get("/healthz").json() == {"status": "ok"}
         may_load.set()
         until(lambda: asked.get("/readyz").status_code == 200)
-        assert asked.get("/readyz").json() == {"ready": True, "why": None, "generation": 1}
+        assert asked.get("/readyz").json() == {"ready": True, "why": None, "generation": 1, "store": None}
         asked.app.state.service.end()
         assert asked.get("/readyz").json()["why"] == "the service is ending"
 

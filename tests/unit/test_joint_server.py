@@ -39,10 +39,9 @@ from query.filters import parse_conditions
 from query.request import SearchRequest
 from query.search import Searcher
 from query.served import ServedSearcher, choose_engine
-from tests.support.servers import Addresses, server_addresses, to_server
-from tests.support.small_index import ANIMALS, THINGS, encode, make_filled_index, make_index, put_model
-
-SETTINGS = MakingSettings(rank=16, concepts=60, held_out=10)
+from tests.support.joint_index import SETTINGS, fill, fingerprint, new_index, outputs_in, store_of
+from tests.support.servers import Addresses, server_addresses
+from tests.support.small_index import THINGS, encode, make_filled_index, put_model
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +59,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def new_index(addresses: Addresses, scratch: Path) -> Path:
-    index = make_index(scratch / "zoo")
-    shutil.copytree(index.probe_folder, index.folder / "probes")
-    return to_server(index.folder, addresses())
-
-
-def fill(folder: Path) -> Path:
-    with IndexWriter(folder) as writer:
-        put_model(writer, "org/animals", ANIMALS, seed=1)
-        put_model(writer, "org/things", THINGS, seed=2)
-        put_model(writer, "zoo/both", (*ANIMALS, *THINGS), seed=3)
-        writer.finish()
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folder(addresses: Addresses, data: Path) -> Path:
     """Working folder of an index with three models, which no test changes; candidates may be there or not."""
@@ -85,22 +69,6 @@ def folder(addresses: Addresses, data: Path) -> Path:
 def fresh(addresses: Addresses, data: Path, tmp_path: Path) -> Path:
     """The same for one test, which may change it."""
     return fill(new_index(addresses, tmp_path))
-
-
-def fingerprint(folder: Path) -> str:
-    return Index(folder).manifest.background.fingerprint
-
-
-def store_of(folder: Path):  # type: ignore[no-untyped-def]
-    remote = Remote.of(folder)
-    assert remote is not None
-    return remote.store
-
-
-def outputs_in(joint: JointCollection) -> set[tuple[str, str, int]]:
-    vector = np.zeros(joint.code.size, np.float32)
-    vector[0] = 1
-    return {(hit.repo, hit.revision, hit.output) for hit in joint.candidates(vector, 1000, 1000)}
 
 
 def test_candidates_are_made_measured_and_seen_by_another_machine(
@@ -160,7 +128,7 @@ def test_models_that_come_and_go_are_followed(fresh: Path) -> None:
     table = store.outputs("org/new", "r1")
     joint.put(dataclasses.replace(table, repo="org/gone"))
     joint.put(take(table, slice(0, 1)))
-    assert catch_up(joint, since) == 3  # one put, one replaced, one removed
+    assert catch_up(joint, since, Index(folder).background()) == 3  # one put, one replaced, one removed
     assert outputs_in(joint) == after | {("org/gone", "r1", 0), ("org/gone", "r1", 1)}
     joint.remove("org/new")
     joint.remove("zoo/both")
@@ -310,8 +278,13 @@ def test_the_command_says_what_was_measured(folder: Path) -> None:
     result = CliRunner().invoke(candidates, [*given, "--format", "json"], catch_exceptions=False)
     assert json.loads(result.stdout)["sufficient"] is False
     assert "used only where --engine candidates asks for them" in result.stderr
+    for there in (True, False):
+        result = CliRunner().invoke(
+            candidates, ["--index", address, "--drop", "--format", "json"], catch_exceptions=False
+        )
+        assert json.loads(result.stdout) == {"index": address, "dropped": there}
     result = CliRunner().invoke(candidates, ["--index", address, "--drop"], catch_exceptions=False)
-    assert "removed" in result.stderr
+    assert (result.stdout, result.stderr) == ("", "there were no candidates\n")
 
 
 def test_only_candidates_of_a_high_recall_may_be_the_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
