@@ -10,30 +10,48 @@ snapshot before.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-from filelock import FileLock
 
 from engine.calibration import Background, calibrate
 from engine.errors import IndexDamagedError
 from engine.files import write_json
+from engine.missed import missed
 from engine.outputs import OutputTable
 from engine.schema import Model, ModelState
 from engine.snapshot import Snapshot, split_copies, write_snapshot
 from engine.store.base import StoreLayout
 from engine.store.server import ServerStore
+from engine.waiting import OLDER_AFTER_S, turn
 
 _FOLLOWED = "followed.json"
 """Beside the snapshots: how far the store was followed since the current one, where nothing shown has changed."""
 
-_ASKED_AGAIN = 5
-"""Models left out of a snapshot whose outputs are counted again every time."""
+_ASKED_AGAIN = 20
+"""Models left out of a snapshot whose outputs are counted again at a time; if there are more, others the next time."""
+
+_AGAIN_S = 5.0
+"""Between two such counts."""
+
+_NAMED = 3
+"""Models left out that a message names."""
 
 _ATTEMPTS = 3
 """More, if models are replaced while they are read."""
+
+log = logging.getLogger("hubhound.store")
+
+_DUE: dict[str, float] = {}
+"""When models left out are counted again, by the identity of their store."""
+
+_TOLD_OLDER: set[tuple[str, int]] = set()
+"""Generations, by their folder, of which people were told that they are older."""
+
+_TOLD: dict[str, frozenset[str]] = {}
+"""Models left out that people were told of, by the identity of their store."""
 
 Progress = Callable[[int, int], None]
 
@@ -53,6 +71,11 @@ class Seen:
     seq: int
     lost: tuple[Model, ...]
 
+    @property
+    def incomplete(self) -> tuple[Model, ...]:
+        """The models whose outputs are not all there."""
+        return tuple(model for model in self.lost if model.state is ModelState.INDEXED)
+
     @classmethod
     def of(cls, snapshot: Snapshot | None, identity: str) -> Seen:
         """How far a snapshot has followed a store; nothing seen if it is of another one."""
@@ -71,11 +94,17 @@ class Seen:
 
 
 def catch_up(
-    store: ServerStore, root: Path, background: Callable[[], Background], fingerprint: str, progress: Progress | None
+    store: ServerStore,
+    root: Path,
+    background: Callable[[], Background],
+    fingerprint: str,
+    progress: Progress | None,
+    *,
+    insist: bool = False,
 ) -> Snapshot | None:
     """The snapshot of a store as it is now; a new generation is written only if something has changed.
 
-    Processes that do so at the same time wait for each other.
+    Processes that do so at the same time wait for each other; those that wait are told.
 
     Args:
         store: On the server.
@@ -84,24 +113,74 @@ def catch_up(
             of another one are calibrated here, in memory.
         fingerprint: Of that background.
         progress: Called with (models read, models to read).
+        insist: Wait for another process for as long as it takes; else after 20 s the snapshot that is there is taken,
+            if there is one, and its ``note`` says so.
 
     Returns:
         The current generation, None while the index has no models. A model whose outputs are not as many as its record
-        says is left out: it is being replaced, and will be there the next time, or ``index verify`` names it.
+        says is left out and told of; every few seconds the next call looks whether it is whole.
 
     Raises:
         StoreError: The server refused or did not answer; the snapshot before stays.
         OSError: The snapshot cannot be written.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.parent / ".snapshots.lock"):
+    lock, other = root.parent / ".snapshots.lock", f"is fetching what has changed in the index {store.name}"
+    if not insist:
+        with turn(lock, other, OLDER_AFTER_S) as held:
+            if held:
+                return _caught_up(store, root, background, fingerprint, progress)
+        older = _older(root, store)
+        if older is not None:
+            return older
+    with turn(lock, other):
+        return _caught_up(store, root, background, fingerprint, progress)
+
+
+def _older(root: Path, store: ServerStore) -> Snapshot | None:
+    """The snapshot that is there, with a note; None if there is none of this store."""
+    try:
+        snapshot = Snapshot.open(root)
+        if snapshot is None or Seen.of(snapshot, store.identity).seq < 0:
+            return None
+        minutes = (time.time() - (root / "CURRENT").stat().st_mtime) / 60
+    except (IndexDamagedError, OSError):
+        return None
+    note = (
+        f"another process is still fetching what has changed in the index {store.name}: "
+        f"this is the index as it was fetched {minutes:.0f} minutes ago"
+    )
+    if (str(root), snapshot.number) not in _TOLD_OLDER:
+        _TOLD_OLDER.add((str(root), snapshot.number))
+        log.warning("%s", note)
+    return replace(snapshot, note=note)
+
+
+def _caught_up(
+    store: ServerStore, root: Path, background: Callable[[], Background], fingerprint: str, progress: Progress | None
+) -> Snapshot | None:
+    snapshot, unread = _follow(store, root, background, fingerprint, progress)
+    for attempt in range(_ATTEMPTS):
+        if not unread:
+            break
+        time.sleep(0.1 * 2**attempt)
         snapshot, unread = _follow(store, root, background, fingerprint, progress)
-        for attempt in range(_ATTEMPTS):
-            if not unread:
-                break
-            time.sleep(0.1 * 2**attempt)
-            snapshot, unread = _follow(store, root, background, fingerprint, progress)
-        return snapshot
+    _tell(store, Seen.of(snapshot, store.identity).incomplete)
+    return snapshot
+
+
+def _tell(store: ServerStore, incomplete: Sequence[Model]) -> None:
+    """Tells of models that are left out, once until others are."""
+    names = frozenset(model.repo for model in incomplete)
+    if names and names != _TOLD.get(store.identity):
+        more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+        log.warning(
+            "of %s the outputs are not all on the server: left out of the index %s until they are; "
+            "if that lasts, 'hubhound index verify' says what is missing",
+            ", ".join(sorted(names)[:_NAMED]) + more,
+            store.name,
+        )
+    _TOLD[store.identity] = names
 
 
 def _follow(
@@ -114,9 +193,10 @@ def _follow(
         previous = None  # it is a cache
     seen = Seen.of(previous, store.identity)
     upto, newest = max(seen.seq, _followed(root, previous, store.identity)), store.newest()
+    mended = _mended(store, seen)
     if seen.seq < 0 or newest < upto:  # the server has been put back to an earlier state
         previous, upto, seen = None, -1, Seen(store.identity, -1, ())
-    elif newest == upto and previous is not None and previous.background == fingerprint and not _mended(store, seen):
+    elif newest == upto and previous is not None and previous.background == fingerprint and not mended:
         return previous, 0
     records = {} if previous is None else {model.repo: model for model in _shown(previous, seen)}
     changed = set[str]()
@@ -127,7 +207,12 @@ def _follow(
             records[change.repo] = change.model
         elif records.pop(change.repo, None) is not None:
             changed.add(change.repo)
-    if previous is not None and not changed and previous.background == fingerprint and not _mended(store, seen):
+    for repo, model in missed(store, records, upto).items():
+        changed.add(repo)
+        records.pop(repo, None)
+        if model is not None:
+            records[repo] = model
+    if previous is not None and not changed and previous.background == fingerprint and not mended:
         note = {"identity": store.identity, "generation": previous.number, "seq": upto}
         write_json(root / _FOLLOWED, note)
         return previous, 0
@@ -162,8 +247,13 @@ def _followed(root: Path, snapshot: Snapshot | None, identity: str) -> int:
 
 def _mended(store: ServerStore, seen: Seen) -> bool:
     """Whether the outputs of a model that was left out are all there by now: a replica may have been behind."""
-    left_out = [model for model in seen.lost if model.state is ModelState.INDEXED]
-    return any(store.count_revision(m.repo, m.revision) == m.outputs for m in left_out[:_ASKED_AGAIN])
+    left_out, now = seen.incomplete, time.monotonic()
+    if not left_out or now < _DUE.get(store.identity, 0.0):
+        return False
+    _DUE[store.identity] = now + _AGAIN_S
+    first = int(time.time() / _AGAIN_S) * _ASKED_AGAIN % len(left_out)
+    asked = (left_out[first:] + left_out[:first])[:_ASKED_AGAIN]
+    return any(store.count_revision(model.repo, model.revision) == model.outputs for model in asked)
 
 
 def _shown(snapshot: Snapshot, seen: Seen) -> Iterator[Model]:
@@ -192,7 +282,7 @@ class _Calibrated:
     def iter_outputs(self, models: Sequence[Model]) -> Iterator[OutputTable]:
         by_repo = {model.repo: model for model in models}
         for done, table in enumerate(self._store.iter_outputs(models)):
-            if by_repo[table.repo].calibration == self._fingerprint:
+            if table.calibrated_with(self._fingerprint, by_repo[table.repo].calibration):
                 yield table
             else:
                 yield table.with_calibration(calibrate(table.idx, table.z, table.anchor, self._background()))

@@ -14,22 +14,24 @@ Apart from a crawl's journal it is a cache: it can be removed and comes back.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from filelock import FileLock
 from platformdirs import user_data_path
 
-from engine.errors import IndexDamagedError, IndexMissingError, InputError
+from engine.errors import IndexDamagedError, IndexMissingError, IndexReplacedError, InputError
 from engine.files import read_json, write_json
 from engine.index_files import MANIFEST, UNFINISHED, Group, IndexFile, checked_path, index_files
 from engine.manifest import unfinished
 from engine.store.address import ServerAddress
 from engine.store.base import DescriptorStore
+from engine.waiting import OLDER_AFTER_S, turn
 
 if TYPE_CHECKING:
     from engine.store.server import ServerStore
@@ -48,6 +50,11 @@ Progress = Callable[[int, int], None]
 
 _STORES: dict[tuple[int, str, str], ServerStore] = {}
 """Of this process, by address and identity."""
+
+_NOTES: dict[Path, str] = {}
+"""Why a working folder may be older than its index, where another process kept it locked."""
+
+log = logging.getLogger("hubhound.store")
 
 
 def data_folder() -> Path:
@@ -74,6 +81,7 @@ def index_folder(index: str | Path, *, offline: bool = False) -> Path:
     if not ServerAddress.is_server(text):
         return Path(index).expanduser()
     place, mark, options = text.partition("?")
+    place = place.rstrip("/")
     below = VLMS if place.endswith(f"/{VLMS}") else ""
     address = ServerAddress.parse(place.removesuffix(f"/{VLMS}") + mark + options)
     folder = working_folder(address) if offline else Remote.attach(address).folder
@@ -163,26 +171,57 @@ class Remote:
             OSError: The folder cannot be written.
         """
         folder = working_folder(address)
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            from engine.store.server import ServerStore
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock, other = folder.with_name(f".{folder.name}.lock"), f"is opening the index {address}"
+        with turn(lock, other, OLDER_AFTER_S) as held:
+            if held:
+                return cls._attached(address, folder)
+        older = cls._older(address, folder)
+        if older is not None:
+            return older
+        with turn(lock, other):
+            return cls._attached(address, folder)
 
-            try:
-                store = ServerStore.open(address.connect(), address.name)
-            except IndexMissingError as error:
-                raise IndexMissingError(str(address)) from error
-            remote = cls(address, folder, store.identity)
-            remote.keep(store)
-            before = cls.of(folder) if (folder / FILE).exists() else None
-            if before is None or before.identity != store.identity:
-                if any(folder.iterdir()):  # what it holds belongs to an index that is no longer there
-                    shutil.rmtree(folder)
-                    folder.mkdir()
-                write_json(folder / FILE, {"address": str(address), "identity": store.identity})
-            elif str(before.address) != str(address):  # by another protocol
-                write_json(folder / FILE, {"address": str(address), "identity": store.identity})
-            remote.refresh()
+    @classmethod
+    def _attached(cls, address: ServerAddress, folder: Path) -> Self:
+        from engine.store.server import ServerStore
+
+        try:
+            store = ServerStore.open(address.connect(), address.name)
+        except IndexMissingError as error:
+            raise IndexMissingError(str(address)) from error
+        remote = cls(address, folder, store.identity)
+        remote.keep(store)
+        folder.mkdir(exist_ok=True)
+        before = cls.of(folder) if (folder / FILE).exists() else None
+        if before is None or before.identity != store.identity:
+            if any(folder.iterdir()):  # what it holds belongs to an index that is no longer there
+                shutil.rmtree(folder)
+                folder.mkdir()
+            write_json(folder / FILE, {"address": str(address), "identity": store.identity})
+        elif str(before.address) != str(address):  # by another protocol
+            write_json(folder / FILE, {"address": str(address), "identity": store.identity})
+        remote.refresh()
+        _NOTES.pop(folder, None)
         return remote
+
+    @classmethod
+    def _older(cls, address: ServerAddress, folder: Path) -> Self | None:
+        """The working folder as another process has left it so far, with a note; None if it was never complete."""
+        if not all((folder / file).is_file() for file in (FILE, MANIFEST, _FETCHED)):
+            return None
+        remote = cls.of(folder)
+        if remote is not None and folder not in _NOTES:
+            _NOTES[folder] = (
+                f"another process is still opening the index {address}: its files are taken as they are in {folder}"
+            )
+            log.warning("%s", _NOTES[folder])
+        return remote
+
+    @property
+    def note(self) -> str | None:
+        """Why the working folder may be older than the index; None where nothing is known of it."""
+        return _NOTES.get(self.folder)
 
     @property
     def store(self) -> ServerStore:
@@ -203,7 +242,7 @@ class Remote:
 
         Raises:
             IndexMissingError: The index is no longer on the server.
-            IndexDamagedError: Another one has taken its place.
+            IndexReplacedError: Another one has taken its place.
             StoreError: The server refused or did not answer.
         """
         from engine.store.server import ServerStore
@@ -221,15 +260,15 @@ class Remote:
         read and write the new one with the probes of the old.
 
         Raises:
-            IndexDamagedError: Another one has taken its place.
+            IndexReplacedError: Another one has taken its place.
             StoreError: It is gone, or the server refused or did not answer.
         """
         if self.store.identity_now() != self.identity:
             _STORES.pop(self._key, None)
             raise self._replaced()
 
-    def _replaced(self) -> IndexDamagedError:
-        return IndexDamagedError(
+    def _replaced(self) -> IndexReplacedError:
+        return IndexReplacedError(
             f"the index {self.address} was made again since this began: start again", str(self.address)
         )
 
@@ -278,7 +317,7 @@ class Remote:
             IndexDamagedError: A file on the server is damaged.
             StoreError: The server refused or did not answer.
         """
-        with FileLock(self.folder.with_name(f".{self.folder.name}.{group}.lock")):
+        with self._fetching(group):
             before = self._fetched()
             self._fetch(list(self.shelf.entries([group], owner).values()), before, progress)
 
@@ -287,7 +326,7 @@ class Remote:
         marker = f"{group}/"
         if marker not in self._fetched():
             self.fetch(group)
-            with FileLock(self.folder.with_name(f".{self.folder.name}.{group}.lock")):
+            with self._fetching(group):
                 self.remember({**self._fetched(), marker: self.identity})
 
     def publish(self, files: Sequence[IndexFile], progress: Progress | None = None) -> None:
@@ -308,6 +347,12 @@ class Remote:
     def touch_knowledge(self) -> None:
         """Says that what is known about tasks is changing or has changed: others read it anew."""
         self.shelf.put_bytes(_KNOWLEDGE, "core", os.urandom(16))
+
+    def _fetching(self, group: Group) -> AbstractContextManager[bool]:
+        return turn(
+            self.folder.with_name(f".{self.folder.name}.{group}.lock"),
+            f"is fetching the {group} of the index {self.address}",
+        )
 
     def _export_knowledge(self) -> None:
         from engine.knowledge import Knowledge

@@ -61,6 +61,7 @@ class Snapshot:
         labels: Distinct declared labels.
         copies: The copies of each model that has some, by its repository id, in the order of theirs.
         source: How far a snapshot of an index on a server has followed it (``catching_up.Seen``); None for others.
+        note: Why it may be older than the index, for people; None where nothing is known of it.
     """
 
     folder: Path
@@ -74,6 +75,7 @@ class Snapshot:
     labels: tuple[str, ...]
     copies: Mapping[str, tuple[Model, ...]] = field(default_factory=dict)
     source: Mapping[str, Any] | None = None
+    note: str | None = None
 
     def __len__(self) -> int:
         return len(self.output)

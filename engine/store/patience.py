@@ -10,18 +10,20 @@ not Qdrant) is reported at once.
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from threading import Timer
 from typing import TypeVar
 
 from qdrant_client import QdrantClient
 
 from engine.errors import HubhoundError, InputError, StoreError
-from engine.store.trouble import Trouble, trouble_of
+from engine.store.contact import SILENT_S, Contact, contact_with
+from engine.store.trouble import Kind, Trouble, trouble_of
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -32,8 +34,6 @@ DEADLINE = "HUBHOUND_QDRANT_DEADLINE"
 _DEADLINE_S = 120.0
 _TOLD_S = 3.0
 """After which somebody who waits is told why."""
-
-log = logging.getLogger("hubhound.store")
 
 
 def deadline_from_environment() -> float:
@@ -86,6 +86,11 @@ class Patience:
         contact_s: The same, as long as nobody has ever answered at the address: who mistyped it should not wait long.
         first_wait_s: Before the second try, on average; doubled before each further one.
         longest_wait_s: Between two tries, unless the server asks for more.
+        contact: With the server, None for the one at ``where``.
+        watched: Tell who waits long for one answer; over HTTP its connections do so (:mod:`engine.store.limits`).
+
+    Attributes:
+        contact: With the server, shared by all of this process who ask it.
     """
 
     def __init__(
@@ -98,6 +103,8 @@ class Patience:
         contact_s: float = 5.0,
         first_wait_s: float = 0.2,
         longest_wait_s: float = 15.0,
+        contact: Contact | None = None,
+        watched: bool = False,
     ) -> None:
         self.where = where
         self._name = name
@@ -107,7 +114,8 @@ class Patience:
         self._first_wait_s = first_wait_s
         self._longest_wait_s = longest_wait_s
         self._answered = False
-        self._told = False
+        self.contact = contact or contact_with(where)
+        self._watched = watched
 
     def call(self, doing: str, request: Callable[[], T]) -> T:
         """The answer to a request, repeated until there is one.
@@ -184,10 +192,22 @@ class Patience:
             return answer
 
     def _tried(self, request: Callable[[], T]) -> T:
-        answer = request()
+        with self.contact.asking(), self._watching() if self._watched else nullcontext():
+            answer = request()
         self._answered = True
-        self._told = False
+        self.contact.answered()
         return answer
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        waits = f"the Qdrant server at {self.where} has not answered for {SILENT_S:.0f} s: waiting"
+        timer = Timer(SILENT_S, self.contact.tell, [waits])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _wait(self, doing: str, trouble: Trouble, error: Exception, tries: int, started: float) -> None:
         """Waits before the next try.
@@ -197,6 +217,10 @@ class Patience:
         """
         if not trouble.unreached:
             self._answered = True
+        if trouble.again or trouble.kind in {Kind.TRUST, Kind.FOREIGN}:
+            self.contact.failed()
+        else:
+            self.contact.answered()
         if not trouble.again or (trouble.nowhere and not self._answered):
             raise StoreError(self._message(doing, trouble), self.where) from error
         deadline_s = self._deadline_s if self._answered else self._contact_s
@@ -208,10 +232,9 @@ class Patience:
             if trouble.after_s > deadline_s:
                 tail = f" (it asks to wait {trouble.after_s:.0f} s; {DEADLINE} allows {deadline_s:.0f})"
             raise StoreError(self._message(doing, trouble) + tail, self.where) from error
-        if self._answered and not self._told and elapsed_s > _TOLD_S:
-            self._told = True  # once, until it answers again
+        if self._answered and elapsed_s > _TOLD_S:
             left_s = deadline_s - elapsed_s
-            log.warning("%s; trying again for up to %.0f s", self._message(doing, trouble), left_s)
+            self.contact.tell(f"{self._message(doing, trouble)}; trying again for up to {left_s:.0f} s")
         time.sleep(wait_s)
 
     def _message(self, doing: str, trouble: Trouble) -> str:
@@ -226,5 +249,9 @@ def patience_with(client: QdrantClient, name: str) -> Patience:
         name: Of the index, for messages.
     """
     options = client.init_options
-    where = str(options.get("url") or options.get("path") or "this process")
-    return Patience(where, name, keyed=options.get("api_key") is not None)
+    where = url = str(options.get("url") or options.get("path") or "this process")
+    over_grpc = bool(options.get("prefer_grpc"))
+    if over_grpc:
+        where = f"{url} (gRPC port {options.get('grpc_port')})"
+    keyed = options.get("api_key") is not None
+    return Patience(where, name, keyed=keyed, contact=contact_with(url), watched=over_grpc)

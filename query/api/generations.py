@@ -6,19 +6,23 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from threading import Lock
 
+from engine.catching_up import Seen
 from engine.distance import Method
-from engine.errors import HubhoundError, IndexDamagedError, IndexMismatchError
+from engine.errors import HubhoundError, IndexDamagedError, IndexMismatchError, IndexReplacedError, StoreError
 from engine.index import Index
 from engine.manifest import Manifest
 from engine.remote import Remote
+from engine.store.contact import contact_with
 from query.answers import Query
 from query.api.errors import LOGGER
+from query.api.standing import StoreStanding
 from query.questions import Question
 from query.request import SearchRequest
 from query.search import Searcher
@@ -49,6 +53,12 @@ class Generation:
     number: int
     labels: set[Method] = field(default_factory=set, compare=False)
     serial: int = field(default_factory=count(1).__next__)
+
+    @cached_property
+    def left_out_models(self) -> int:
+        """Models that are not in it, because outputs of theirs are missing on the index's server."""
+        remote = self.index.remote
+        return 0 if remote is None else len(Seen.of(self.searcher.snapshot, remote.identity).incomplete)
 
     def warm(self) -> None:
         """Reads what requests need and makes a scan: the first finds it in memory, and none finds another index's.
@@ -104,6 +114,23 @@ class Generations:
         self._due = 0.0
         self.current: Generation | None = None
         self.manifest: Manifest = Index(folder).manifest
+        remote = Remote.of(folder)
+        self._contact = None if remote is None else contact_with(remote.address.url)
+        self._away = False
+        self._replaced = False
+
+    @property
+    def standing(self) -> StoreStanding | None:
+        """How the service stands to the server of its index; None for an index that is a folder."""
+        if self._contact is None:
+            return None
+        age_s, current = self._contact.age_s, self.current
+        return StoreStanding(
+            up=self._contact.up,
+            last_contact_s=None if age_s is None else round(age_s, 3),
+            replaced=self._replaced,
+            left_out_models=0 if current is None else current.left_out_models,
+        )
 
     def refresh(self) -> bool:
         """Takes over the current snapshot if it is another than the one that answers; blocks while it is opened.
@@ -131,28 +158,50 @@ class Generations:
             new = Generation(index, searcher, searcher.snapshot.number)
             new.warm()
             self._prepare_labels(new)
+            now, before = index.manifest.background, self.manifest.background
+            if self.current is not None and now.fingerprint != before.fingerprint:
+                told = "generation %d is calibrated with another background: %s, %d phrases"
+                log.info(told, new.number, now.source, now.count)
             self.manifest = index.manifest
             self.current, self._seen, self._complaint = new, found, None
             return True
 
     def look(self) -> bool | None:
-        """As ``refresh``; what goes wrong is logged once and is None."""
+        """As ``refresh``; what goes wrong is logged once and is None, except that the index's server is away."""
         try:
-            return self.refresh()
+            found = self.refresh()
+            self._away = False
+            return found
+        except StoreError as error:
+            if self._contact is None or self._contact.up:
+                return self._complained(error)
+            if not self._away:  # that it answers again is told by the one that asks it
+                self._away = True
+                number = 0 if self.current is None else self.current.number
+                log.warning("generation %d goes on answering until there is contact again: %s", number, error)
+            return False
         except Exception as error:  # of damaged files numpy makes anything; the look-out goes on
-            complaint = f"{type(error).__name__}: {error}"
-            if complaint == self._complaint:
-                return False
-            self._complaint = complaint
-            log.error("the next generation cannot be taken over, the one before goes on answering: %s", error)
-            return None
+            return self._complained(error)
+
+    def _complained(self, error: Exception) -> bool | None:
+        complaint = f"{type(error).__name__}: {error}"
+        if complaint == self._complaint:
+            return False
+        self._complaint = complaint
+        log.error("the next generation cannot be taken over, the one before goes on answering: %s", error)
+        return None
 
     def _follow(self) -> None:
         """Brings the working folder of an index on a server up to date; the embedded one is by its writer."""
         remote = Remote.of(self._folder)
         if remote is not None and time.monotonic() >= self._due:
             started = time.monotonic()
-            remote.refresh()
+            try:
+                remote.refresh()
+            except IndexReplacedError:
+                self._replaced = True
+                raise
+            self._replaced = False
             remote.fetch_once("probes")  # their thumbnails are part of the evidence
             Index(self._folder).current_snapshot()
             # While a crawl writes there is something new every second, and a large snapshot takes a while to write.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from query.api.standing import StoreStanding
 
 Stage = Literal["encode", "queue", "scan", "render"]
 """Of a search: making embeddings, waiting for a worker, scanning, writing the answer."""
@@ -32,6 +35,12 @@ METRICS = {
     "hubhound_models": "Models in the generation that answers.",
     "hubhound_generation_switches_total": "Generations taken over since the start.",
     "hubhound_generation_errors_total": "Generations that could not be taken over.",
+    "hubhound_left_out_models": "Models that are not in the generation that answers: outputs of theirs are missing "
+    "on the server of the index.",
+    "hubhound_store_up": "1 while the server of the index answers, 0 while it does not; 1 for a folder.",
+    "hubhound_store_contact_age_seconds": "Seconds since the server of the index last answered; 0 for a folder.",
+    "hubhound_store_replaced": "1 if the index was deleted and made again on its server since the start: a restart "
+    "takes the new one.",
     "hubhound_jobs_active": "Jobs now, by state: queued, running.",
     "hubhound_jobs_total": "Jobs that ended, by state: done, failed, cancelled.",
 }
@@ -74,6 +83,10 @@ class Metrics:
         self._models = self._gauge("hubhound_models")
         self._switches = self._counter("hubhound_generation_switches_total")
         self._generation_errors = self._counter("hubhound_generation_errors_total")
+        self._left_out = self._gauge("hubhound_left_out_models")
+        self._store_up = self._gauge("hubhound_store_up")
+        self._store_age = self._gauge("hubhound_store_contact_age_seconds")
+        self._store_replaced = self._gauge("hubhound_store_replaced")
         self._jobs = self._gauge("hubhound_jobs_active", "state")
         self._jobs_ended = self._counter("hubhound_jobs_total", "state")
         # Known labels are there from the start: a counter that appears at 1 has no increase for Prometheus.
@@ -87,6 +100,26 @@ class Metrics:
             for label in get_args(labels):
                 metric.labels(label)
         self.jobs(0, 0)
+        self._store_up.set(1)
+
+    def store(self, standing: Callable[[], StoreStanding | None]) -> None:
+        """Says how the service stands to the server of its index, whenever figures are asked for.
+
+        Args:
+            standing: Tells it, None for a folder; it must not block.
+        """
+
+        def told(figure: Callable[[StoreStanding], float | None], of_a_folder: float) -> Callable[[], float]:
+            def now() -> float:
+                found = standing()
+                value = of_a_folder if found is None else figure(found)
+                return float("nan") if value is None else value
+
+            return now
+
+        self._store_up.set_function(told(lambda found: found.up, 1.0))
+        self._store_age.set_function(told(lambda found: found.last_contact_s, 0.0))
+        self._store_replaced.set_function(told(lambda found: found.replaced, 0.0))
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Counts an answered request.
@@ -124,11 +157,19 @@ class Metrics:
         """
         self._batches.observe(texts)
 
-    def generation(self, number: int, outputs: int, models: int) -> None:
-        """Says which generation answers, and how large it is; `generation_switched` counts the change."""
+    def generation(self, number: int, outputs: int, models: int, left_out: int = 0) -> None:
+        """Says which generation answers, and how large it is; `generation_switched` counts the change.
+
+        Args:
+            number: Of the generation.
+            outputs: In it.
+            models: In it.
+            left_out: Models that are not in it, because outputs of theirs are missing.
+        """
         self._generation.set(number)
         self._outputs.set(outputs)
         self._models.set(models)
+        self._left_out.set(left_out)
 
     def generation_switched(self) -> None:
         """Counts a generation that was taken over."""

@@ -32,6 +32,7 @@ from query.api.memory import ConceptMemory, Place, image_key
 from query.api.metrics import Metrics
 from query.api.names import Names
 from query.api.settings import Settings
+from query.api.standing import StoreStanding
 from query.api.thumbnails import Thumbnails
 from query.search import Searcher
 
@@ -102,6 +103,7 @@ class Service:
         self._changed = asyncio.Event()
         self._drained: Task[None] | None = None
         self._count()
+        self.metrics.store(lambda: self.standing)
         self.jobs = Jobs(settings, self.metrics)
         self.names = Names(settings, self.batches.encode, self.aside, self._place)
         self.thumbnails = Thumbnails()
@@ -123,6 +125,11 @@ class Service:
         """Of the snapshot that answers now, None while the index is empty."""
         current = self._generations.current
         return None if current is None else current.number
+
+    @property
+    def standing(self) -> StoreStanding | None:
+        """How it stands to the server of its index; None for an index that is a folder."""
+        return self._generations.standing
 
     @property
     def why_not(self) -> str | None:
@@ -266,7 +273,9 @@ class Service:
     def _opened(self, index: Index) -> Searcher:
         self._place.renew()  # it has the encoder that the service has
         index.concepts = self.memory
-        return Searcher(index, encode=self.batches.encode, encode_images=self.batches.encode_images)
+        searcher = Searcher(index, encode=self.batches.encode, encode_images=self.batches.encode_images)
+        searcher.note = None  # it looks for what is newer every second, and its answers outlive the wait
+        return searcher
 
     def _unseen(self, paths: Sequence[Path]) -> dict[str, Path]:
         """The images that are not known, by their keys."""
@@ -286,7 +295,8 @@ class Service:
         current = self._generations.current
         if current:
             snapshot = current.searcher.snapshot
-            self.metrics.generation(current.number, len(snapshot), len(snapshot.models))
+            left_out = current.left_out_models
+            self.metrics.generation(current.number, len(snapshot), len(snapshot.models), left_out)
 
     async def _prepare_labels(self, generation: Generation, method: Method) -> None:
         async with self._labelling:  # so that it never takes more than one of the threads

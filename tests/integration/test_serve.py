@@ -79,7 +79,7 @@ def test_starts_at_once_without_torch_and_ends_with_0(zoo: Path, tmp_path: Path)
         )
         found = answer.json()
         assert {**found, "seconds": 0} == {**expected, "seconds": 0}
-        assert httpx.get(f"{served.url}/readyz").json() == {"ready": True, "why": None, "generation": 1}
+        assert httpx.get(f"{served.url}/readyz").json() == {"ready": True, "why": None, "generation": 1, "store": None}
         assert "libtorch" not in libraries_of(served)
         begun = time.monotonic()
         assert served.end(signal.SIGINT) == 0

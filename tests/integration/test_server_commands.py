@@ -39,7 +39,7 @@ class Pair:
     Attributes:
         edge: A folder, filled by commands.
         server: Its copy on a server.
-        filled: Another one on the server, filled by the same commands.
+        filled: Another one on the server, filled by the same commands over gRPC.
         root: For files.
         models: Folders of the models.
     """
@@ -63,8 +63,8 @@ def pair(drawn_world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     models = tuple(sorted((drawn_world.models / "tiny").iterdir())[:MODELS])
     if URL is None:
         environment.setenv("HUBHOUND_QDRANT_API_KEY", "a-key")
-    with server_addresses(root / "qdrant", api_key="a-key") as addresses:
-        made = Pair(str(root / "zoo"), addresses(), addresses(), root, models)
+    with server_addresses(root / "qdrant", api_key="a-key", grpc=True) as addresses:
+        made = Pair(str(root / "zoo"), addresses(), addresses(grpc=True), root, models)
         for index in (made.edge, made.filled):
             create = ["index", "create", "--index", index, "--probes", str(drawn_world.probes)]
             encoder = f"open_clip:local-dir:{drawn_world.encoder}"

@@ -43,7 +43,7 @@ def test_it_is_the_command_lines_without_folders(folder: Path, capsys: pytest.Ca
     capsys.readouterr()
     assert run(["index", "info", "--index", str(folder), "--format", "json", "--hubness"]) == 0
     expected = json.loads(capsys.readouterr().out)
-    assert set(told) == {*expected, "names"}
+    assert set(told) == {*expected, "names", "store"}
     for key in set(expected) - {"manifest"}:
         assert told[key] == expected[key], key
     index = Index(folder)
@@ -57,6 +57,7 @@ def test_it_is_the_command_lines_without_folders(folder: Path, capsys: pytest.Ca
     }
     assert str(folder.parent) not in json.dumps(told)
     assert told["names"] == {"state": "off", "done": 0, "total": 0, "why": None}
+    assert told["store"] is None
 
 
 def test_hubness_is_null_while_it_is_computed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from engine.errors import IndexUnusableError, InputError
 from engine.index import Index
 from engine.remote import index_folder
 from engine.store.address import ServerAddress
-from engine.store.server import ServerStore
+from engine.store.server import ServerChoices, ServerStore
 from engine.store.shelf import FileShelf
 from engine.verify import verify
 from engine.writer import IndexWriter
@@ -102,8 +102,13 @@ def test_a_copy_on_a_server_that_was_cut_short_goes_on(
         run_copy(zoo, address, stop)
     with pytest.raises(IndexUnusableError):
         index_folder(address)
-    with pytest.raises(IndexUnusableError):
+    with pytest.raises(IndexUnusableError, match=f"is an unfinished copy.*hubhound index delete --index {address}'"):
         open_source(address)
+    with (
+        open_source(str(zoo)) as source,
+        pytest.raises(InputError, match="begun with shards 1, replicas 1 and write consistency 1: leave"),
+    ):
+        open_target(address, source, ServerChoices(shards=2))
     if stop == 0:
         another = make_full_index(place / "another" / "zoo", models=1).folder
         with pytest.raises(InputError, match="unfinished copy of"):

@@ -10,13 +10,15 @@ from pydantic import BaseModel, Field
 
 from query.api.errors import retry_after
 from query.api.service import Service, service_of
+from query.api.standing import StoreStanding
 
 router = APIRouter(tags=["service"])
 
 _NO_KEY: dict[str, Any] = {"security": []}
 _OK = {"status": "ok"}
-_READY = {"ready": True, "why": None, "generation": 7}
-_NOT_READY = {"ready": False, "why": "the encoder is being loaded", "generation": 7}
+_STORE = {"up": True, "last_contact_s": 0.412, "replaced": False, "left_out_models": 0}
+_READY = {"ready": True, "why": None, "generation": 7, "store": _STORE}
+_NOT_READY = {"ready": False, "why": "the encoder is being loaded", "generation": 7, "store": _STORE}
 
 
 class Health(BaseModel):
@@ -31,6 +33,9 @@ class Readiness(BaseModel):
     ready: bool
     why: str | None = Field(description="Why not; null if ready.")
     generation: int | None = Field(description="Of the index, null while it is empty.")
+    store: StoreStanding | None = Field(
+        description="The server that the index is on; null for a folder. The service is ready while it is away."
+    )
 
 
 def _example(value: object) -> dict[str, Any]:
@@ -62,7 +67,7 @@ async def healthz() -> Response:
 async def readyz(service: Annotated[Service, Depends(service_of)]) -> Response:
     """Says whether requests are answered at full speed: the index is open, the encoder loaded; no key is needed."""
     why = service.why_not
-    told = Readiness(ready=why is None, why=why, generation=service.generation_number)
+    told = Readiness(ready=why is None, why=why, generation=service.generation_number, store=service.standing)
     headers = retry_after(1) if why else None
     return JSONResponse(told.model_dump(), 503 if why else 200, headers)
 

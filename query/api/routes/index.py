@@ -22,6 +22,7 @@ from query.api.errors import ApiError, responses
 from query.api.generations import Generation
 from query.api.names import NamesState
 from query.api.service import Service, service_of
+from query.api.standing import StoreStanding
 from query.hubness import Hubness, hubness
 from query.index_facts import CrawlFacts, IndexFacts, crawl_facts, index_facts
 
@@ -89,6 +90,7 @@ _EXAMPLE = {
         "curve": [[0.0, 0.0], [0.08, 0.5], [0.31, 1.0], [1.0, 1.0]],
     },
     "names": {"state": "preparing", "done": 5120, "total": 20101, "why": None},
+    "store": {"up": True, "last_contact_s": 0.412, "replaced": False, "left_out_models": 0},
 }
 
 
@@ -97,6 +99,7 @@ class IndexAnswer(IndexFacts):
 
     hubness: Hubness | None = Field(default=None, description="null while it is being computed.")
     names: NamesState
+    store: StoreStanding | None = Field(description="The server that the index is on; null for a folder.")
 
 
 class Overview:
@@ -177,6 +180,7 @@ async def get_index(
     told = facts.model_dump(mode="json") | {
         "hubness": found and found.model_dump(mode="json"),
         "names": service.names.state.model_dump(mode="json"),
+        "store": service.standing and service.standing.model_dump(mode="json"),
     }
     return answer(told)
 
