@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from engine.copy_source import CopySource, SourceFile, manifest_from, outputs_of, responses_path, store_bytes, unsynced
 from engine.errors import IndexDamagedError, IndexLockedError, IndexMissingError, ProbeError
 from engine.index import Index
-from engine.index_files import MANIFEST, checked_path, index_files
-from engine.manifest import Manifest, read_manifest
+from engine.index_files import MANIFEST, UNFINISHED, checked_path, index_files
+from engine.manifest import Manifest, read_manifest, unfinished
 from engine.probes import hash_file
 from engine.store.address import ServerAddress
 from engine.store.base import DescriptorStore, StoredPoint
+from engine.store.points import CALIBRATION
 
 if TYPE_CHECKING:
     from engine.store.server import ServerStore
@@ -169,7 +170,8 @@ class ServerSource(StoreSource):
         address: Of the index.
 
     Raises:
-        IndexMissingError: There is none, or it is not complete.
+        IndexMissingError: There is none, or it is being made.
+        IndexDamagedError: It is an unfinished copy.
         StoreError: The server refused or did not answer.
     """
 
@@ -187,10 +189,12 @@ class ServerSource(StoreSource):
         except IndexMissingError as error:
             raise IndexMissingError(self.name) from error
         self.layout = self.store.layout
+        self._claimed: set[str] = set()
         self._shelf = FileShelf(self.store)
-        if self._shelf.entry(MANIFEST) is None:
+        there = self._shelf.entries(["core", "copying"])
+        if MANIFEST not in there:
             self.store.close()
-            raise IndexMissingError(self.name)
+            raise unfinished(self.name) if UNFINISHED in there else IndexMissingError(self.name)
 
     def manifest(self) -> Manifest:
         """See :meth:`CopySource.manifest`."""
@@ -222,9 +226,19 @@ class ServerSource(StoreSource):
         """See :meth:`CopySource.hash_of`."""
         return file.sha256 or ""
 
+    def models(self) -> dict[str, StoredPoint]:
+        """See :meth:`CopySource.models`."""
+        found = super().models()
+        self._claimed = {str(model.payload[CALIBRATION]) for model in found.values() if model.payload.get(CALIBRATION)}
+        return found
+
     def version(self) -> object:
-        """The number of the newest change of a model."""
-        return self.store.newest()
+        """The number of the newest change of a model, and whose outputs have constants that its record does not name.
+
+        The latter come without a change of the record, from a calibration that is under way or was killed.
+        """
+        mixed = {model.repo for claimed in self._claimed for model in self.store.mixed(claimed)}
+        return self.store.newest(), frozenset(mixed)
 
     def files_version(self) -> object:
         """The core files, one of which changes with what is known about tasks."""

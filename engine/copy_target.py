@@ -93,7 +93,7 @@ def _check_marker(value: object, source: CopySource, name: str) -> None:
     if marker.get("identity") != source.identity:
         raise InputError(
             f"{name} is an unfinished copy of {marker.get('from', 'something else')}, not of {source.name}: "
-            "finish that one, or remove it first"
+            f"finish that one, or give it up with 'hubhound index delete --index {name}'"
         )
 
 
@@ -101,7 +101,7 @@ def _check_layout(layout: StoreLayout, source: CopySource, name: str) -> None:
     if layout != source.layout:
         raise IndexMismatchError(
             f"the store of the unfinished copy {name} was made for {layout}, {source.name} has {source.layout}: "
-            "remove the unfinished copy first",
+            f"give the unfinished copy up with 'hubhound index delete --index {name}'",
             "store",
             source.layout,
             layout,
@@ -233,6 +233,7 @@ class ServerTarget(CopyTarget):
             self.resumed = not fresh
             if not fresh:
                 self._refuse_other(source)
+                self._refuse_respread(choices)
             if self._shelf.entry(MARKER) is None:
                 # In a group of its own: nobody fetches it with the index's files.
                 self._shelf.put_bytes(MARKER, "copying", json.dumps(_marker(source)).encode())
@@ -245,14 +246,34 @@ class ServerTarget(CopyTarget):
         if MANIFEST in there:
             if MARKER in there:  # killed between the last two steps
                 self._shelf.remove([MARKER])
-            raise InputError(f"there is an index at {self.name} already: choose another name, or remove it first")
+            raise InputError(
+                f"there is an index at {self.name} already: choose another name, or delete it first with "
+                f"'hubhound index delete --index {self.name}'"
+            )
         if MARKER in there:
             with tempfile.TemporaryDirectory() as scratch:
                 self._shelf.fetch([there[MARKER]], lambda path: Path(scratch) / path)
                 _check_marker(read_json(Path(scratch) / MARKER), source, self.name)
         elif there or self.store.count("models") or self.store.count("outputs"):
-            raise InputError(f"an index is being made at {self.name}: choose another name, or remove it first")
+            raise InputError(
+                f"an index is being made at {self.name}: choose another name, or give it up with "
+                f"'hubhound index delete --index {self.name}'"
+            )
         _check_layout(self.store.layout, source, self.name)
+
+    def _refuse_respread(self, choices: ServerChoices | None) -> None:
+        from engine.remote_creation import spread_of
+        from engine.store.server import ServerChoices
+
+        if choices in {None, ServerChoices()}:
+            return
+        found = spread_of(self.store)
+        if found != choices:
+            raise InputError(
+                f"the unfinished copy {self.name} was begun with shards {found.shards}, replicas {found.replicas} and "
+                f"write consistency {found.write_consistency}: leave the options out, or begin anew after 'hubhound "
+                f"index delete --index {self.name}'"
+            )
 
     def take(self, source: CopySource, files: Sequence[SourceFile]) -> dict[str, str]:
         """See :meth:`CopyTarget.take`."""

@@ -210,7 +210,7 @@ class _Copying:
             if self.target.resumed and found.count > expected.count:
                 raise StoreError(
                     f"the unfinished copy {self.target.name} has tasks or profiles that {self.source.name} has lost "
-                    "since: remove it, and copy again",
+                    f"since: remove it with 'hubhound index delete --index {self.target.name}', and copy again",
                     self.target.name,
                 )
             raise StoreError(

@@ -14,6 +14,7 @@ The tree::
      │    ├── IndexMismatchError   made with something else (``part``, ``expected``, ``found``)
      │    ├── IndexLockedError     another process is writing (``path``)
      │    └── IndexDamagedError    a file of the index is missing or unreadable (``path``)
+     │         └── IndexReplacedError   another index has its name now (``path``)
      ├── StoreError                the store refused or could not be written (``path``)
      └── ModelError                one model could not be indexed (``model``, ``revision``, ``reason``)
           ├── ModelRefusedError    we decline: not a classifier, remote code, pickle only, too large, gated
@@ -171,6 +172,15 @@ class IndexDamagedError(IndexUnusableError):
     def __init__(self, message: str, path: Path | str) -> None:
         super().__init__(message)
         self.path = path
+
+
+class IndexReplacedError(IndexDamagedError):
+    """An index on a server was deleted and made again since it was opened.
+
+    Args:
+        message: One line for a person.
+        path: The index.
+    """
 
 
 class StoreError(HubhoundError):

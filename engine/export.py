@@ -6,11 +6,12 @@ has a row an output. Columns are those of :mod:`engine.export_columns`. Files ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.calibration import calibrate
 from engine.copy_source import Progress
 from engine.errors import IndexDamagedError, InputError, StoreError
 from engine.export_columns import FORMAT, MODEL_FACTS, ONE_FILE, TABLES, Column, schema
@@ -77,7 +78,8 @@ def export_index(folder: Path, target: Path, progress: Progress | None = None) -
                             write(_transposed(rows[start : start + _ROWS], columns[name]))
                     written[name] = len(rows)
             with _writer(files["outputs"], columns["outputs"], index) as write:
-                written["outputs"] = _write_outputs(store.iter_outputs(indexed), indexed, write, single, progress)
+                tables = _calibrated(index, store.iter_outputs(indexed), indexed)
+                written["outputs"] = _write_outputs(tables, indexed, write, single, progress)
         expected = sum(model.outputs for model in indexed)
         if written["outputs"] != expected and not (folder / "server.json").exists():
             raise IndexDamagedError(
@@ -154,6 +156,18 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:
         flat = pa.array(values.reshape(-1), kind.value_type)
         return pa.FixedSizeListArray.from_arrays(flat, type=kind)
     return pa.array(values, kind)
+
+
+def _calibrated(index: Index, tables: Iterable[OutputTable], models: Sequence[Model]) -> Iterator[OutputTable]:
+    """The tables with the constants that the records name, also where a calibration has not come to its end."""
+    claimed = {model.repo: model.calibration for model in models}
+    for table in tables:
+        fingerprint = claimed[table.repo]
+        if fingerprint is None or table.calibrated_with(fingerprint, fingerprint):
+            yield table
+        else:
+            constants = calibrate(table.idx, table.z, table.anchor, index.background(fingerprint))
+            yield table.with_calibration(constants, fingerprint)
 
 
 def _write_outputs(

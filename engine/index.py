@@ -34,8 +34,18 @@ from engine.concepts import ConceptCache
 from engine.descriptors import ConceptDescriptors, FloatArray, concept_descriptors
 from engine.errors import IndexDamagedError, IndexUnusableError, InputError, ProbeError
 from engine.files import new_folder, read_array, read_json, write_array, write_json
+from engine.index_files import DELETING, MANIFEST, UNFINISHED
 from engine.knowledge import Knowledge
-from engine.manifest import BackgroundPart, EncoderPart, Manifest, ProbesPart, read_manifest, write_manifest
+from engine.manifest import (
+    BackgroundPart,
+    EncoderPart,
+    Manifest,
+    ProbesPart,
+    half_deleted,
+    read_manifest,
+    unfinished,
+    write_manifest,
+)
 from engine.remote import Remote, shown
 from engine.responses import FOLDER, ResponseArchive
 from engine.snapshot import Snapshot
@@ -163,31 +173,40 @@ class Index:
         """The index as its user named it: its folder, or its address on a server."""
         return shown(self.folder)
 
-    def snapshot(self, progress: Callable[[int, int], None] | None = None) -> Snapshot:
+    @property
+    def note(self) -> str | None:
+        """Why the files of an index on a server may be older here than there; None where nothing is known of it."""
+        return None if self.remote is None else self.remote.note
+
+    def snapshot(self, progress: Callable[[int, int], None] | None = None, *, insist: bool = False) -> Snapshot:
         """The current generation; that of an index on a server is brought up to date first.
 
         Args:
             progress: Called with (models read, models to read) while it is brought up to date.
+            insist: Wait for another process that does so as long as it takes; see ``catching_up.catch_up``.
 
         Raises:
             IndexUnusableError: Nothing was added yet.
             StoreError: The server refused or did not answer.
         """
-        snapshot = self.current_snapshot(progress)
+        snapshot = self.current_snapshot(progress, insist=insist)
         if snapshot is None:
             raise IndexUnusableError(
                 f"the index {self.name} is empty: add models with 'hubhound index add --index {self.name} MODEL...'"
             )
         return snapshot
 
-    def current_snapshot(self, progress: Callable[[int, int], None] | None = None) -> Snapshot | None:
+    def current_snapshot(
+        self, progress: Callable[[int, int], None] | None = None, *, insist: bool = False
+    ) -> Snapshot | None:
         """As ``snapshot``, but None before anything was added."""
         root = self.folder / "snapshots"
         if self.remote is None:
             return Snapshot.open(root)
         from engine.catching_up import catch_up
 
-        return catch_up(self.remote.store, root, self.background, self.manifest.background.fingerprint, progress)
+        fingerprint = self.manifest.background.fingerprint
+        return catch_up(self.remote.store, root, self.background, fingerprint, progress, insist=insist)
 
     def knowledge(self) -> Knowledge:
         """Tasks, profiles and performance as they were last exported; nothing if there are none.
@@ -326,9 +345,17 @@ def refuse_occupied(folder: Path) -> None:
 
     Raises:
         InputError: The path is a file or a folder with something in it.
+        IndexDamagedError: What is in it was not copied, or not deleted, to the end.
     """
-    if (folder / "manifest.json").exists():
-        raise InputError(f"there is an index at {folder} already: remove it first, or choose another folder")
+    if (folder / DELETING).exists():
+        raise half_deleted(folder)
+    if (folder / MANIFEST).exists():
+        raise InputError(
+            f"there is an index at {folder} already: choose another folder, or delete it first with "
+            f"'hubhound index delete --index {folder}'"
+        )
+    if (folder / UNFINISHED).exists():
+        raise unfinished(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder: choose another one")
 

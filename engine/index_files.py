@@ -20,6 +20,9 @@ MANIFEST = "manifest.json"
 UNFINISHED = "copying.json"
 """Beside where the manifest will be, while an index is copied or restored there."""
 
+DELETING = "deleting.json"
+"""In the folder of an index that is being deleted: whatever else is still there, it is none any more."""
+
 _CORE = ("probes.json", "probe_embeddings.npy", "background", "joint", MANIFEST)
 
 

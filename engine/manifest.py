@@ -12,7 +12,7 @@ from engine.descriptors import VERSION, Normalisation
 from engine.distance import Method
 from engine.errors import IndexDamagedError, IndexMismatchError, IndexMissingError
 from engine.files import read_json, write_json
-from engine.index_files import MANIFEST, UNFINISHED
+from engine.index_files import DELETING, MANIFEST, UNFINISHED
 from engine.schema import Record
 
 FORMAT = 2
@@ -106,10 +106,12 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         IndexMissingError: There is no index in the folder.
-        IndexDamagedError: The manifest cannot be read.
+        IndexDamagedError: The manifest cannot be read, or it is one that was not copied or not deleted to the end.
         IndexMismatchError: It was made by another version.
     """
     path = folder / MANIFEST
+    if (folder / DELETING).exists():
+        raise half_deleted(folder)
     if not path.exists():
         if (folder / UNFINISHED).exists():
             raise unfinished(folder)
@@ -142,6 +144,15 @@ def unfinished(place: Path | str) -> IndexDamagedError:
     """The error of an index that was not copied or restored to the end."""
     return IndexDamagedError(
         f"{place} is an unfinished copy: run the same 'hubhound index copy' (or restore) again, it goes on where it "
-        "stopped, or remove what is there",
+        f"stopped, or give it up with 'hubhound index delete --index {place}'",
+        place,
+    )
+
+
+def half_deleted(place: Path | str) -> IndexDamagedError:
+    """The error of an index whose deletion was interrupted."""
+    return IndexDamagedError(
+        f"{place} is what is left of an index that was being deleted: finish that with "
+        f"'hubhound index delete --index {place}'",
         place,
     )

@@ -21,7 +21,6 @@ from engine.remote import FILE, Progress, Remote, working_folder
 from engine.store.address import ServerAddress
 from engine.store.edge import EdgeStore
 from engine.store.server import ServerChoices, ServerStore
-from engine.store.server_config import PARTS
 from engine.store.shelf import FileShelf
 
 _MAKING = "making.json"  # on the shelf: while an index is being made there, by whom and since when
@@ -117,17 +116,44 @@ def refuse_taken(address: ServerAddress) -> None:
         shelf = FileShelf(store)
         if shelf.entry(MANIFEST) is not None:
             raise InputError(
-                f"there is an index at {address} already: choose another name, or delete its collections first "
-                f"({', '.join(f'{address.name}_{part}' for part in PARTS)})"
+                f"there is an index at {address} already: choose another name, or delete it first with "
+                f"'hubhound index delete --index {address}'"
             )
         if shelf.entry(UNFINISHED) is not None:
             raise unfinished(str(address))
         if store.count("models"):
-            raise InputError(f"there are models at {address}, but no manifest: restore a backup of it elsewhere")
-        being_made = shelf.read_bytes(_MAKING)
-        if being_made is not None and (told := _by_whom(being_made)):
-            raise InputError(f"an index is being made at {address} by {told}: wait for it, or choose another name")
+            raise InputError(
+                f"there are models at {address}, but no manifest: restore a backup elsewhere, or delete what is there "
+                f"with 'hubhound index delete --index {address}'"
+            )
+        maker = being_made(store)
+        if maker is not None:
+            raise InputError(f"an index is being made at {address} by {maker}: wait for it, or choose another name")
         store.destroy()
+
+
+def spread_of(store: ServerStore) -> ServerChoices:
+    """How the outputs of a store are spread over its server.
+
+    Raises:
+        StoreError: The server refused or did not answer.
+    """
+    name = f"{store.name}_outputs"
+    found = store.call("read", lambda: store.client.get_collection(name)).config.params
+    return ServerChoices(found.shard_number or 1, found.replication_factor or 1, found.write_consistency_factor or 1)
+
+
+def being_made(store: ServerStore) -> str | None:
+    """Who is making the index of a store at this moment, and since when; None if nobody is, or that was long ago.
+
+    Args:
+        store: On a server.
+
+    Raises:
+        StoreError: The server refused or did not answer.
+    """
+    making = FileShelf(store).read_bytes(_MAKING)
+    return None if making is None else _by_whom(making)
 
 
 def _by_whom(making: bytes) -> str | None:

@@ -138,6 +138,14 @@ class SearchAnswer(Record):
     exact: bool
     seconds: float
     rerank: Rerank | None = None
+    note: str | None = Field(
+        default=None, description="Why the answer may be older than the index; left out where it is not."
+    )
+
+    def model_post_init(self, _: object, /) -> None:
+        """Has no note where there is nothing to say."""
+        if self.note is None:
+            self.model_fields_set.discard("note")
 
     def to_json(self) -> dict[str, object]:
         """Plain values under the names of the contract; what was not asked for is left out."""
@@ -150,6 +158,7 @@ class ServedAnswer(SearchAnswer):
     engine: str = Field(description="What found the candidates.")
     candidates: int = Field(description="Outputs that were fetched and compared for a question, most of all questions.")
     rounds: int = Field(description="How often the server was asked for more, most of all questions.")
+    why: str | None = Field(default=None, description="Why it is not certain to be exact; left out where it is.")
 
 
 def also(copies: Sequence[str], most: int = 2) -> str:

@@ -13,7 +13,7 @@ from engine.files import size_bytes
 from engine.index import Index
 from engine.knowledge import Knowledge
 from engine.manifest import Manifest
-from engine.schema import ModelState, Record
+from engine.schema import Record
 from engine.snapshot import Snapshot
 from query.hubness import Hubness
 
@@ -128,7 +128,11 @@ class ServerFacts(Record):
     format: int = Field(description="Of the records on the server.")
     models: int = Field(description="Records, of failed and refused models, too.")
     outputs: int
+    shards: int = Field(description="Parts that the outputs are cut into.")
+    replicas: int = Field(description="Copies of each part.")
+    write_consistency: int = Field(description="Copies that must have a write before it is acknowledged.")
     recall: dict[str, float] = Field(description="Of candidates, by how many of the best; empty if there are none.")
+    missing: int | None = Field(description="Models without candidates; null where there are none that fit the index.")
     incomplete: tuple[str, ...] = Field(description="Models whose outputs are not all there: nobody sees them.")
 
 
@@ -142,18 +146,26 @@ def server_facts(index: Index) -> ServerFacts | None:
         return None
     from engine.catching_up import Seen
     from engine.joint_recall import JointRecall
+    from engine.remote_creation import spread_of
+    from engine.store.joint import open_joint
     from engine.store.server_config import FORMAT
 
     store = index.remote.store
     recall = JointRecall.read(index.folder)
+    joint = open_joint(index.folder, store, index.manifest.background.fingerprint)
+    spread = spread_of(store)
     seen = Seen.of(index.current_snapshot(), index.remote.identity)
     return ServerFacts(
         address=index.name,
         format=FORMAT,  # others are not opened
         models=store.count("models"),
         outputs=store.count_outputs(),
+        shards=spread.shards,
+        replicas=spread.replicas,
+        write_consistency=spread.write_consistency,
         recall={} if recall is None else recall.recall,
-        incomplete=tuple(model.repo for model in seen.lost if model.state is ModelState.INDEXED),
+        missing=None if joint is None else joint.joined.missing(),
+        incomplete=tuple(model.repo for model in seen.incomplete),
     )
 
 

@@ -51,6 +51,7 @@ class Searcher:
         self._kernel: Kernel = kernel
         self._progress = progress
         self.snapshot: Snapshot = index.snapshot()
+        self.note: str | None = self.snapshot.note or index.note
         self.background: Background = index.background(self.snapshot.background)
         self._questions = QuestionMaker(index, self.snapshot, self.background, encode, encode_images)
         self._filter = Filter(self.snapshot)
@@ -102,7 +103,11 @@ class Searcher:
         compared = self._others(mask, without)
         searched = len(self.snapshot) if compared is None else int(compared.sum())
         return SearchAnswer(
-            results=tuple(results), searched=searched, exact=True, seconds=round(time.perf_counter() - started, 6)
+            results=tuple(results),
+            searched=searched,
+            exact=True,
+            seconds=round(time.perf_counter() - started, 6),
+            note=self.note,
         )
 
     def _outputs(

@@ -75,7 +75,7 @@ class EdgeStore(DescriptorStore):
         path = Path(path)
         with engine_errors("create", path):
             path.mkdir(parents=True, exist_ok=True)
-        with _locked(path) as held:
+        with locked(path) as held:
             if (path / LAYOUT_FILE).exists():
                 raise StoreError(f"there is a store in {path} already: open it, or remove the folder first", path)
             models = Shard.create(path / "models", plain_config())
@@ -101,7 +101,7 @@ class EdgeStore(DescriptorStore):
         path = Path(path)
         if not (path / LAYOUT_FILE).exists():
             raise IndexMissingError(path)
-        with _locked(path) as held:
+        with locked(path) as held:
             layout = read_layout(path / LAYOUT_FILE)
             models = Shard.open(path / "models")
             held.callback(models.close)
@@ -350,8 +350,16 @@ def _stored(outputs: Shard, where: qe.Filter) -> Iterator[records.StoredOutput]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[ExitStack]:
-    """Takes the lock of a store; what else is to be let go of with it goes on the stack."""
+def locked(path: Path) -> Iterator[ExitStack]:
+    """Takes the lock of a store; what else is to be let go of with it goes on the stack.
+
+    Args:
+        path: The store's folder, which may be damaged.
+
+    Raises:
+        IndexLockedError: Another process has it.
+        StoreError: The folder cannot be written.
+    """
     file = path / _LOCK_FILE
     with ExitStack() as held:
         with engine_errors("write to", path):

@@ -21,6 +21,7 @@ from query.cli.index_create import (
     create,
     rebuild,
 )
+from query.cli.index_delete import delete
 from query.cli.output import (
     data,
     data_json,
@@ -42,7 +43,7 @@ def index() -> None:
     """Make, fill and check an index."""
 
 
-for command in (create, add, rebuild, copy, backup, restore, export, migrate, candidates):
+for command in (create, add, rebuild, copy, backup, restore, export, delete, migrate, candidates):
     index.add_command(command)
 
 
@@ -101,7 +102,11 @@ def info(index_path: str, with_hubness: bool, form: str) -> None:
     if server is not None:
         recall = sorted(f"best {k} {share:.1%}" for k, share in server.recall.items())
         rows.append(("server", f"{server.models:,} records, {server.outputs:,} outputs, format {server.format}"))
+        spread = f"shards {server.shards}, replicas {server.replicas}, write consistency {server.write_consistency}"
+        rows.append(("spread", spread))
         rows.append(("candidates", f"recall of the {', '.join(recall)}" if recall else "none"))
+        if server.missing:
+            rows.append(("not candidates", f"{server.missing:,} models: index candidates puts them in"))
         if server.incomplete:
             rows.append(("incomplete", f"{', '.join(server.incomplete)}: index verify says what is missing"))
     if facts.hubness:
@@ -115,7 +120,7 @@ def _counted(names: Mapping[str, int]) -> str:
 
 @index.command()
 @index_option
-@click.option("--format", "form", type=click.Choice(["table", "json", "quiet"]), default="table", show_default=True)
+@format_option
 def models(index_path: str, form: str) -> None:
     """List every model, also copies of others and those that failed or were refused, with the reason."""
     from engine.writer import IndexWriter
@@ -143,18 +148,42 @@ def models(index_path: str, form: str) -> None:
         table(None, ["model", "revision", "state", ("outputs", "right"), "library", "why"], rows)
 
 
-@index.command()
+@index.command(
+    epilog="""
+\b
+Examples:
+  hubhound index verify --index zoo
+  hubhound index verify --index qdrant://db.example:6333/zoo --format json
+  hubhound index verify --index zoo --repair
+"""
+)
 @index_option
-def verify(index_path: str) -> None:
-    """Check files, probes, store and snapshot against each other; exit status 1 if something is wrong."""
+@click.option("--repair", "mend", is_flag=True, help="First mend what needs no model to be run; it is told.")
+@format_option
+def verify(index_path: str, mend: bool, form: str) -> None:
+    """Check files, probes, store and snapshot against each other; exit status 1 if something is wrong.
+
+    --repair removes outputs and responses that killed runs have left and no record names, ends a calibration that was
+    killed, and brings the snapshot up to date. Then everything is checked.
+    """
     from engine.errors import IndexUnusableError
+    from engine.verify import repair
     from engine.verify import verify as check
 
     folder = index_folder(index_path)
+    mended: list[str] = []
+    if mend:
+        with progress("mending") as advance:
+            mended = repair(folder, advance)
+        for line in mended:
+            note(line)
     with progress("checking models") as advance:
         problems = check(folder, advance)
-    for problem in problems:
-        data(problem)
+    if form == "json":
+        data_json({"index": index_path, "whole": not problems, "problems": problems, "repair": mended})
+    else:
+        for problem in problems:
+            data(problem)
     if problems:
         raise IndexUnusableError(f"{index_path}: {len(problems)} problem(s), see above")
     note(f"{index_path} is whole")
@@ -162,7 +191,8 @@ def verify(index_path: str) -> None:
 
 @index.command()
 @index_option
-def snapshot(index_path: str) -> None:
+@format_option
+def snapshot(index_path: str, form: str) -> None:
     """Write the snapshot that queries read anew from the store."""
     import shutil
 
@@ -172,8 +202,15 @@ def snapshot(index_path: str) -> None:
     with IndexWriter(folder) as writer:
         shutil.rmtree(folder / "snapshots", ignore_errors=True)  # a damaged generation must not be copied from
         written = writer.snapshot()
-    if written is not None:
-        note(f"generation {written.number}: {len(written):,} outputs of {len(written.models)} models")
+    number, outputs, models = (0, 0, 0) if written is None else (written.number, len(written), len(written.models))
+    if form == "json":
+        data_json({"index": index_path, "generation": number, "outputs": outputs, "models": models})
+    elif form == "quiet":
+        data(str(number))
+    if written is None:
+        note(f"{index_path} has no outputs: there is nothing to write")
+    else:
+        note(f"generation {number}: {outputs:,} outputs of {models:,} models")
 
 
 @index.command(
@@ -190,11 +227,12 @@ Examples:
 @NEAREST
 @SEED
 @DEVICE
+@format_option
 def calibrate(
-    index_path: str, background: str | None, background_size: int, nearest: int, seed: int, device: str
+    index_path: str, background: str | None, background_size: int, nearest: int, seed: int, device: str, form: str
 ) -> None:
     """Compute every output's calibration against another background; no model is loaded."""
-    from engine.index import describe_background
+    from engine.index import background_part, describe_background
     from engine.writer import IndexWriter
 
     folder = index_folder(index_path)
@@ -209,4 +247,9 @@ def calibrate(
         writer.set_background(made, source)
         count = writer.recalibrate(advance)
         writer.finish()
+        part = background_part(made, source)
+    if form == "json":
+        data_json({"index": index_path, "models": count, "background": part.model_dump(mode="json")})
+    elif form == "quiet":
+        data(part.fingerprint)
     note(f"{index_path}: {count} models calibrated against {len(names)} phrases")

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from query.cli.output import data, data_json, index_option, note, progress, seconds, table
+from query.cli.output import data, data_json, format_option, index_option, note, progress, seconds, table
+from query.cli.places import server_choices
 
 if TYPE_CHECKING:
     from engine.copy_report import CopyReport
-    from engine.store.server import ServerChoices
+    from engine.copy_source import CopySource
 
 FORM = click.option(
     "--format",
@@ -76,14 +77,12 @@ def copy(
     TO must be new. A copy that was cut short goes on where it stopped when the same command is given again; until it is
     complete, TO is no index. Caches and the journal of a crawl stay behind.
     """
-    from engine.copy_stores import open_source
     from engine.copy_target import open_target
     from engine.copying import copy_index
 
     started = time.monotonic()
-    probes = Path(probe_folder).expanduser() if probe_folder else None
-    choices = _choices(shards, replicas, write_consistency)
-    with open_source(source, not no_probes, probes) as old, open_target(target, old, choices) as new:
+    choices = server_choices(target, shards, replicas, write_consistency)
+    with _source(source, no_probes, probe_folder) as old, open_target(target, old, choices) as new:
         if new.resumed:
             note(f"{new.name} is an unfinished copy: going on with it")
         with progress("copying") as advance:
@@ -110,11 +109,9 @@ def backup(index_path: str, file: str, no_probes: bool, probe_folder: str | None
     FILE must be new; it has its name only when it is whole.
     """
     from engine.backup import backup_index
-    from engine.copy_stores import open_source
 
     started = time.monotonic()
-    probes = Path(probe_folder).expanduser() if probe_folder else None
-    with open_source(index_path, not no_probes, probes) as source, progress("backing up") as advance:
+    with _source(index_path, no_probes, probe_folder) as source, progress("backing up") as advance:
         report = backup_index(source, Path(file).expanduser(), advance)
     _show(report, form, started)
 
@@ -144,10 +141,10 @@ def restore(file: str, index_path: str, shards: int, replicas: int, write_consis
     from engine.errors import InputError
 
     started = time.monotonic()
+    choices = server_choices(index_path, shards, replicas, write_consistency)
     path = Path(file).expanduser()
     if not path.exists():
         raise InputError(f"there is no backup {path}")
-    choices = _choices(shards, replicas, write_consistency)
     with (
         progress("reading the backup") as advance,
         BackupSource(path, advance) as source,
@@ -176,7 +173,7 @@ Examples:
     metavar="DIR|FILE",
     help="A new folder for all tables, or a new FILE.parquet with a row an output.",
 )
-@click.option("--format", "form", type=click.Choice(["table", "json", "quiet"]), default="table", show_default=True)
+@format_option
 def export(index_path: str, target: str, form: str) -> None:
     """Write everything in an index as parquet tables: outputs, models, probes, tasks, profiles, performance."""
     from engine.export import export_index
@@ -202,7 +199,8 @@ Examples:
 """
 )
 @index_option
-def migrate(index_path: str) -> None:
+@format_option
+def migrate(index_path: str, form: str) -> None:
     """Bring an index that an older version made on a server to the form of today.
 
     Run it again after an interruption. An index that has the form of today gets what is missing. Nobody may write to
@@ -217,7 +215,8 @@ def migrate(index_path: str) -> None:
     else:
         remote = Remote.of(Path(index_path).expanduser())
         if remote is None:
-            Index(Path(index_path).expanduser())  # of another format: refused with what to do
+            made = Index(Path(index_path).expanduser()).manifest.format  # of another one: refused with what to do
+            _tell(index_path, made, made, form)
             note(f"{index_path} is in a folder, whose form has not changed: nothing to do")
             return
         address = remote.address
@@ -226,13 +225,25 @@ def migrate(index_path: str) -> None:
 
     with progress("migrating", "models") as advance:
         found = bring(address.connect(), address.name, None, advance)
+    _tell(index_path, found, FORMAT, form)
     note(f"{address}: " + ("had the form of today" if found == FORMAT else f"brought from format {found} to {FORMAT}"))
 
 
-def _choices(shards: int, replicas: int, write_consistency: int) -> ServerChoices:
-    from engine.store.server import ServerChoices
+def _source(index: str, no_probes: bool, probe_folder: str | None) -> CopySource:
+    from engine.copy_stores import open_source
+    from engine.errors import IndexMissingError, InputError
 
-    return ServerChoices(shards, replicas, write_consistency)
+    try:
+        return open_source(index, not no_probes, Path(probe_folder).expanduser() if probe_folder else None)
+    except IndexMissingError as error:  # whose own words are for those who want to make one
+        raise InputError(f"no index at {error.path}: there is nothing to copy, check the name") from error
+
+
+def _tell(index: str, found: int, now: int, form: str) -> None:
+    if form == "json":
+        data_json({"index": index, "from": found, "to": now, "changed": found != now})
+    elif form == "quiet":
+        data(str(now))
 
 
 def _show(report: CopyReport, form: str, started: float) -> None:

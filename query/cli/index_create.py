@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from query.cli.output import METHOD_NAMES, bars, index_option, note
-from query.cli.places import index_folder
+from query.cli.output import METHOD_NAMES, bars, data, data_json, format_option, index_option, note
+from query.cli.places import index_folder, server_choices
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -131,6 +131,7 @@ Examples:
 @SEED
 @DEVICE
 @spread_options
+@format_option
 def create(
     index_path: str,
     probe_source: str,
@@ -146,6 +147,7 @@ def create(
     skip_bad: bool,
     seed: int,
     device: str,
+    form: str,
     **spread: int,
 ) -> None:
     """Make an empty index from a probe set and an encoder.
@@ -158,6 +160,7 @@ def create(
     from engine.remote_creation import new_index
     from engine.store.address import ServerAddress
 
+    server_choices(index_path, **spread)
     prompts = _templates(templates)
     names, source = background_phrases(background, background_size, seed)
     settings = IndexSettings(top_r, method, responses, prompts, names, source, nearest, normalise)
@@ -176,6 +179,10 @@ def create(
             copy_images=ServerAddress.is_server(index_path),
         )
     manifest = index_.manifest
+    if form == "json":
+        data_json({"index": index_path, "manifest": manifest.model_dump(mode="json")})
+    elif form == "quiet":
+        data(index_path)
     note(
         f"{index_path}: {manifest.probes.count} probes, {manifest.encoder.dimension} dimensions, "
         f"{manifest.background.count} background phrases"
@@ -206,6 +213,7 @@ Examples:
 @click.option("--probes", "probe_folder", type=click.Path(), help="Where the probe images are now, if they were moved.")
 @DEVICE
 @spread_options
+@format_option
 def rebuild(
     index_path: str,
     target: str,
@@ -219,6 +227,7 @@ def rebuild(
     responses: str | None,
     probe_folder: str | None,
     device: str,
+    form: str,
     **spread: int,
 ) -> None:
     """Make a new index with other settings from the responses that an index has kept; no model is run."""
@@ -229,6 +238,7 @@ def rebuild(
     from engine.remote_creation import new_index
     from engine.store.address import ServerAddress
 
+    server_choices(target, **spread)
     source = index_folder(index_path)
     old = Index(source)
     manifest = old.manifest
@@ -258,4 +268,8 @@ def rebuild(
                     copy_images=ServerAddress.is_server(target),
                 )
         count = fill(source, index_folder(target), bar("rebuilding", "models"))
+    if form == "json":
+        data_json({"index": index_path, "to": target, "models": count})
+    elif form == "quiet":
+        data(target)
     note(f"{target}: {count} models made again from responses")

@@ -84,6 +84,8 @@ def run(arguments: list[str] | None = None) -> int:
     # Idle threads of a small machine should sleep: while they spin, another program on the core they wait for can make
     # one forward pass take seconds. Read by the OpenMP runtime when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What goes wrong with a server is said once, by us; the library of gRPC, which reads this when loaded, says it too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # A table sent to a pager or to `head` must be able to end early without a complaint.
     if arguments is None and hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -68,6 +68,7 @@ def plan(responses: str, given: dict[str, float], explain: bool, form: str, **wi
     """
     from engine import planning
 
+    _refuse_unknown(given, planning.CONSTANTS)
     wish = planning.Wish(responses=responses == "keep", **wished)
     known = planning.constants(given)
     figures = planning.plan(wish, known)
@@ -82,6 +83,23 @@ def plan(responses: str, given: dict[str, float], explain: bool, form: str, **wi
         note(f"{wish.outputs:,.0f} outputs of {wish.models:,} models")
         if resting:
             note(f"* rests on what was not measured: {', '.join(resting)}; --constant NAME=NUMBER replaces it")
+
+
+def _refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses a constant that there is not, and names those that look like it: all of them would fill the screen."""
+    from difflib import get_close_matches
+
+    from engine.errors import InputError, one_line
+
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = (
+                get_close_matches(name[:50].lower(), known, 3, 0.5)
+                or [one for one in known if name and name in one][:3]
+            )
+            told = f"did you mean {' or '.join(near)}? " if near else ""
+            raise InputError(f"no constant is called {one_line(name, 50)!r}: {told}--explain lists all {len(known)}")
 
 
 def _document(wish: Wish, figures: Iterable[Figure], known: dict[str, Constant]) -> dict[str, object]:

@@ -16,7 +16,7 @@ from engine.store import records
 from engine.store.base import DescriptorStore, StoreLayout
 from engine.store.edge import EdgeStore
 from tests.support.output_tables import assert_same, fast_folder, make_table
-from tests.support.stores import KINDS, Place, store_place
+from tests.support.stores import GRPC_KINDS, KINDS, Place, store_place
 
 N, R, D = 40, 6, 4
 LAYOUT = StoreLayout(probes=N, top_r=R, dimension=D)
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield made
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, *GRPC_KINDS])
 def place(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
     with store_place(request.param, folder) as made:
         yield made
