@@ -157,9 +157,12 @@ class FolderDeletion(Deletion):
                 except IndexLockedError as error:
                     raise IndexLockedError(folder) from error
             self._held = held.pop_all()
-        _count_files(self.doomed, list(_parts(folder)))
+        self._kept = _kept(folder)
+        _count_files(self.doomed, list(self._going()))
         for path in sorted(folder.iterdir()):
-            if not _is_part(path.name) and path.name != DELETING:
+            if path.name in self._kept:
+                self.doomed.stays.append(f"{path}, which may hold images of yours")
+            elif not _is_part(path.name) and path.name != DELETING:
                 self.doomed.stays.append(f"{path}, which is no part of an index")
             elif path.is_symlink():
                 self.doomed.stays.append(f"what {path} links to")
@@ -167,9 +170,9 @@ class FolderDeletion(Deletion):
 
     def run(self, progress: Progress | None = None) -> None:
         """See :meth:`Deletion.run`."""
-        write_json(self._folder / DELETING, {"hubhound": "deleting"})
+        write_json(self._folder / DELETING, {"hubhound": "deleting", "kept": sorted(self._kept)})
         _sync(self._folder)
-        parts = list(_parts(self._folder))
+        parts = list(self._going())
         for done, path in enumerate(parts):
             _remove(path)
             (progress or _silent)(done + 1, len(parts))
@@ -182,6 +185,11 @@ class FolderDeletion(Deletion):
                     self._folder.unlink()
             except OSError as error:  # a volume's own folder, or one in a folder that is not ours
                 self.doomed.stays.append(f"the empty folder {self._folder} ({error.strerror})")
+
+    def _going(self) -> Iterator[Path]:
+        """The parts of the index that are there and go, in the order in which they do."""
+        there = {path.name: path for path in self._folder.iterdir()}
+        yield from (there[name] for name in sorted(there) if _is_part(name) and name not in self._kept)
 
     def close(self) -> None:
         """See :meth:`Deletion.close`."""
@@ -348,16 +356,9 @@ def _read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _parts(folder: Path) -> Iterator[Path]:
-    """The parts of an index that are in a folder, in the order in which they go."""
-    there = {path.name: path for path in folder.iterdir()}
-    yield from (there[name] for name in sorted(there) if _is_part(name))
-
-
 def _is_part(name: str) -> bool:
     plain = next((name.removesuffix(end) for end in _BESIDE if name.endswith(f".sqlite{end}")), name)
-    # What a write that was killed has left is called .NAME.SOMETHING.
-    hidden = re.fullmatch(r"\.(.+)\.[^.]+", plain)
+    hidden = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}", plain)  # what a write that was killed has left (tempfile)
     return plain in _PARTS or (hidden is not None and hidden[1] in (*_PARTS, DELETING))
 
 
@@ -365,6 +366,21 @@ def _probe_images(folder: Path) -> list[str]:
     probes = _read(folder / MANIFEST).get("probes")
     where = probes.get("folder") if isinstance(probes, dict) else None
     return [f"the probe images in {where}, which the index only refers to"] if isinstance(where, str) else []
+
+
+def _kept(folder: Path) -> set[str]:
+    """Names of parts that may hold the user's own images: only what the manifest calls the index's own may go."""
+    begun, manifest = _read(folder / DELETING), _read(folder / MANIFEST)
+    if "kept" in begun:
+        return {str(name) for name in begun["kept"]}
+    probes = manifest.get("probes")
+    if not isinstance(probes, dict):  # damaged, or a copy under way, which has made what is there itself
+        return {"probes"} if (folder / MANIFEST).exists() else set()
+    where = probes.get("folder")
+    if not isinstance(where, str):
+        return set()
+    images = Path(where).resolve()
+    return {"probes", *(name for name in _PARTS if images.is_relative_to((folder / name).resolve()))}
 
 
 def _going(folder: Path) -> Path:

@@ -35,9 +35,12 @@ def delete(index_path: str, yes: bool, form: str) -> None:
     """
     from engine.deletion import open_deletion
     from engine.errors import InputError
+    from engine.store.address import ServerAddress
 
     if not yes and not sys.stdin.isatty():
-        raise InputError(f"{index_path} is not deleted: there is no terminal to ask in, give --yes")
+        # As it reads in full: one with a key in it is refused first, without saying the key.
+        named = ServerAddress.parse(index_path) if ServerAddress.is_server(index_path) else index_path
+        raise InputError(f"{named} is not deleted: there is no terminal to ask in, give --yes")
     with open_deletion(index_path) as deletion:
         doomed = deletion.doomed
         if doomed.folder is not None:

@@ -74,6 +74,12 @@ def test_without_a_terminal_it_wants_to_be_told(zoo: Path, capsys: pytest.Captur
     assert (zoo / "manifest.json").exists()
 
 
+def test_a_key_in_the_address_is_not_said(capsys: pytest.CaptureFixture[str]) -> None:
+    _, err = said(capsys, "--index", "qdrant://me:verysecret@db.example/zoo", status=1)
+    assert "verysecret" not in err
+    assert "HUBHOUND_QDRANT_API_KEY" in err
+
+
 def test_what_goes_is_told(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (zoo / "notes.txt").write_text("mine")
     out, err = said(capsys, "--index", zoo, "--yes", "--format", "json")

@@ -116,6 +116,43 @@ def test_what_an_index_does_not_have_stays(zoo: Path) -> None:
         delete(zoo)
 
 
+def test_images_of_the_users_in_the_folder_stay_even_if_a_deletion_is_cut_short(
+    zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest names another folder: whoever moved the images says where they are with --probes."""
+    (zoo / "probes").mkdir()
+    (zoo / "probes" / "photo.png").write_bytes(b"mine")
+    for name in (".labels.txt", ".tasks.bak", ".manifest.json.swp"):
+        (zoo / name).write_text("mine")
+    real, removed = deletion._remove, []
+
+    def killed(path: Path) -> None:
+        removed.append(path.name)
+        real(path)
+        if path.name == "manifest.json":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(deletion, "_remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        delete(zoo)
+    assert not (zoo / "manifest.json").exists()
+    doomed = delete(zoo)
+    assert f"{zoo / 'probes'}, which may hold images of yours" in doomed.stays
+    left = sorted(path.name for path in zoo.rglob("*"))
+    assert left == [".labels.txt", ".manifest.json.swp", ".tasks.bak", "photo.png", "probes"]
+
+
+def test_images_that_the_index_refers_to_in_a_folder_of_its_own_stay(zoo: Path) -> None:
+    images = zoo / "tasks" / "mine"
+    images.mkdir(parents=True)
+    (images / "photo.png").write_bytes(b"mine")
+    manifest = json.loads((zoo / "manifest.json").read_text())
+    manifest["probes"]["folder"] = str(images)
+    (zoo / "manifest.json").write_text(json.dumps(manifest))
+    delete(zoo)
+    assert (images / "photo.png").read_bytes() == b"mine"
+
+
 def test_links_go_and_what_they_lead_to_stays(zoo: Path) -> None:
     elsewhere = zoo.with_name("elsewhere")
     (zoo / "responses").rename(elsewhere)
