@@ -25,17 +25,14 @@ from filelock import FileLock, Timeout
 from engine.errors import HubhoundError, IndexLockedError, IndexMissingError, InputError, StoreError
 from engine.files import write_json
 from engine.index_files import DELETING, MANIFEST, UNFINISHED
-from engine.remote import Remote, working_folder
+from engine.remote import KNOWLEDGE_CHANGED, Remote, working_folder
 from engine.store.address import ServerAddress
 
 if TYPE_CHECKING:
     from engine.store.server import ServerStore
 
-LATELY_S = 600.0
-"""An index on a server that was written to within this time is watched before it is deleted."""
-
 WATCH_S = 3.0
-"""How long it is watched."""
+"""How long an index on a server is watched for somebody who writes to it before it is deleted."""
 
 _LOCK_S = 10.0
 _PARTS = (
@@ -199,7 +196,7 @@ class FolderDeletion(Deletion):
 class ServerDeletion(Deletion):
     """An index on a server, and the folder in which this machine works with it.
 
-    Nothing on a server says that somebody is writing: what was written to lately is watched for a while.
+    Nothing on a server says that somebody is writing: it is watched for a while.
 
     Args:
         address: Of the index.
@@ -243,7 +240,7 @@ class ServerDeletion(Deletion):
                 _count_files(self.doomed, here)
             if not self.doomed.collections and self.doomed.folder is None:
                 raise InputError(f"there is no index at {address}: nothing to delete")
-            self._seen: tuple[str, int, int] | None = None
+            self._seen: tuple[object, ...] | None = None
             if self._store is not None:
                 self._look(self._store)
             failed.pop_all()
@@ -256,18 +253,20 @@ class ServerDeletion(Deletion):
         if maker is not None:
             raise InputError(f"an index is being made at {self._address} by {maker}: wait for it, or end it first")
         self._seen = self._state(store)
-        _, newest, outputs = self._seen
-        self.doomed.models, self.doomed.outputs = store.count("models"), outputs
+        newest = store.newest()
+        self.doomed.models = store.count("models")
+        self.doomed.outputs = store.count_outputs() if self._on.exists("outputs", "read") else 0
         if newest:
             self.doomed.lately_s = max(0.0, time.time() - newest / 1e6)
-            if self.doomed.lately_s < LATELY_S:
-                time.sleep(WATCH_S)
-                self._refuse_changed()
+        time.sleep(WATCH_S)
+        self._refuse_changed()
 
-    def _state(self, store: ServerStore) -> tuple[str, int, int]:
-        """Something that is another thing when somebody writes: identity, number of the last change, outputs."""
-        outputs = store.count_outputs() if self._on.exists("outputs", "read") else 0
-        return store.identity_now(), store.newest(), outputs
+    def _state(self, store: ServerStore) -> tuple[object, ...]:
+        """Something that is another thing when somebody writes: identity, last changes, points of all collections."""
+        from engine.store.shelf import FileShelf
+
+        points = [self._on.count(part) for part in self._parts if self._on.exists(part, "read")]
+        return store.identity_now(), store.newest(), FileShelf(store).entry(KNOWLEDGE_CHANGED), *points
 
     def _refuse_changed(self) -> None:
         if not self._on.exists("models", "read"):
@@ -371,7 +370,7 @@ def _probe_images(folder: Path) -> list[str]:
 def _kept(folder: Path) -> set[str]:
     """Names of parts that may hold the user's own images: only what the manifest calls the index's own may go."""
     begun, manifest = _read(folder / DELETING), _read(folder / MANIFEST)
-    if "kept" in begun:
+    if isinstance(begun.get("kept"), list):
         return {str(name) for name in begun["kept"]}
     probes = manifest.get("probes")
     if not isinstance(probes, dict):  # damaged, or a copy under way, which has made what is there itself

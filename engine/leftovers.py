@@ -83,7 +83,9 @@ def kept_responses(index: Index) -> list[str]:
     return sorted(path.name for path in folder.glob("*@*.npy")) if folder.is_dir() else []
 
 
-def remove_forgotten(index: Index, kept: Iterable[str], models: Iterable[Model], leftovers: Iterable[Leftover]) -> int:
+def remove_forgotten(
+    index: Index, kept: Iterable[str], models: Iterable[Model], leftovers: Iterable[Leftover], before: int | None = None
+) -> int:
     """Removes responses of revisions that no record names, but none that somebody may have in hand.
 
     Args:
@@ -93,6 +95,8 @@ def remove_forgotten(index: Index, kept: Iterable[str], models: Iterable[Model],
         models: All of the records.
         leftovers: As ``find_leftovers`` found them: responses of a repository with fresh ones stay, those of the others
             have gone with their outputs.
+        before: Of an index on a server: a number that the store gave before all of that was read. What was written
+            since stays.
 
     Returns:
         How many were removed.
@@ -108,7 +112,7 @@ def remove_forgotten(index: Index, kept: Iterable[str], models: Iterable[Model],
     fresh = {one.repo.replace("/", "--") for one in leftovers if one.fresh}
     due = [name for name in kept if name not in named and name.rpartition("@")[0] not in fresh]
     if index.remote is not None and due:
-        index.remote.shelf.remove([f"{FOLDER}/{name}" for name in due])
+        index.remote.shelf.remove([f"{FOLDER}/{name}" for name in due], before)
     for name in due:
         (index.folder / FOLDER / name).unlink(missing_ok=True)
     return len(due)

@@ -44,7 +44,7 @@ VLMS = "vlms"
 """What may follow the name in an address: the crawl of vision-language models has a journal of its own."""
 
 _FETCHED = "fetched.json"
-_KNOWLEDGE = "knowledge.seq"  # on the shelf: changes with every change of what is known about tasks
+KNOWLEDGE_CHANGED = "knowledge.seq"  # on the shelf: changes with every change of what is known about tasks
 
 Progress = Callable[[int, int], None]
 
@@ -202,7 +202,6 @@ class Remote:
         elif str(before.address) != str(address):  # by another protocol
             write_json(folder / FILE, {"address": str(address), "identity": store.identity})
         remote.refresh()
-        _NOTES.pop(folder, None)
         return remote
 
     @classmethod
@@ -297,12 +296,13 @@ class Remote:
             raise unfinished(str(self.address)) if copying else IndexMissingError(str(self.address))
         before = self._fetched()
         changed = before.get(MANIFEST) != manifest.sha256
-        self._fetch([entry for entry in entries.values() if entry.path != _KNOWLEDGE], before)
-        known = entries.get(_KNOWLEDGE)
-        if known is not None and before.get(_KNOWLEDGE) != known.sha256:
+        self._fetch([entry for entry in entries.values() if entry.path != KNOWLEDGE_CHANGED], before)
+        known = entries.get(KNOWLEDGE_CHANGED)
+        if known is not None and before.get(KNOWLEDGE_CHANGED) != known.sha256:
             self._export_knowledge()
-            before[_KNOWLEDGE] = known.sha256
+            before[KNOWLEDGE_CHANGED] = known.sha256
         self._fetch([manifest], before)
+        _NOTES.pop(self.folder, None)
         return changed
 
     def fetch(self, group: Group, owner: str | None = None, progress: Progress | None = None) -> None:
@@ -346,7 +346,7 @@ class Remote:
 
     def touch_knowledge(self) -> None:
         """Says that what is known about tasks is changing or has changed: others read it anew."""
-        self.shelf.put_bytes(_KNOWLEDGE, "core", os.urandom(16))
+        self.shelf.put_bytes(KNOWLEDGE_CHANGED, "core", os.urandom(16))
 
     def _fetching(self, group: Group) -> AbstractContextManager[bool]:
         return turn(

@@ -58,11 +58,11 @@ class SharedModel:
         gone = {revision, before.revision if before is not None else None} - {None, standing}
         return number, {str(one) for one in gone}
 
-    def clear_all(self) -> int:
+    def clear_all(self, revision: str | None = None) -> tuple[int, set[str]]:
         """As :meth:`clear`, also what was written after the record that stands: that gets a new number."""
         if not self._store.change_model(self._repo, lambda now: now).seq:
             self._store.remove_model(self._repo)
-        return self.clear(None)[0]
+        return self.clear(None, revision)
 
 
 def _names(model: Model | None, revision: str) -> bool:

@@ -16,7 +16,7 @@ from engine.outputs import OutputTable
 from engine.remote import open_store
 from engine.schema import Model, ModelState
 from engine.snapshot import Snapshot, split_copies
-from engine.store.base import DescriptorStore
+from engine.store.base import DescriptorStore, Shared
 from engine.store.knowledge import Known
 from engine.tasks import task_images
 from engine.writer import IndexWriter
@@ -82,7 +82,8 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
     problems += _about_tasks(folder, known)
     shown = ((), {}) if snapshot is None else (snapshot.models, snapshot.copies)
     if _revisions(*shown) != _revisions(models, copies):
-        problems.append("the snapshot is not that of the store: run hubhound index snapshot")
+        mend = "index snapshot" if index.remote is None else "index verify --repair"
+        problems.append(f"the snapshot is not that of the store: run hubhound {mend}")
     return problems
 
 
@@ -137,6 +138,7 @@ def repair(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
     """
     done: list[str] = []
     with IndexWriter(folder) as writer:
+        before = writer.store.stamp() if isinstance(writer.store, Shared) else None
         kept = kept_responses(writer.index)
         leftovers = find_leftovers(writer.store, writer.store.models())
         for leftover in leftovers:
@@ -145,24 +147,30 @@ def repair(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
                 done.append(f"{what} are left alone: somebody may be putting them, repair again in ten minutes")
             else:
                 done.append(f"{what} are removed")
-        if removed := remove_forgotten(writer.index, kept, writer.store.models(), leftovers):
+        if removed := remove_forgotten(writer.index, kept, writer.store.models(), leftovers, before):
             done.append(f"responses of {removed} revision(s) that no record names are removed")
         if calibrated := writer.recalibrate(progress):
             done.append(f"{calibrated} model(s) are calibrated with the background of the index")
-        if writer.index.remote is None and _is_behind(writer):
+        behind = _behind(writer)
+        if behind and isinstance(writer.store, Shared):
+            for repo in behind:  # under a new number every machine reads it
+                writer.store.change_model(repo, lambda model: model)
+            done.append(f"{len(behind)} model(s) that snapshots have otherwise are shown to all machines again")
+        elif behind:
             writer.snapshot()
             done.append("the snapshot is that of the store again")
         writer.finish()
     return done
 
 
-def _is_behind(writer: IndexWriter) -> bool:
-    """Whether the snapshot of an index in a folder, if it can be read, does not show what the store has."""
-    snapshot = writer.index.current_snapshot()
+def _behind(writer: IndexWriter) -> list[str]:
+    """The models that the snapshot, if it can be read, does not show as the store has them."""
+    snapshot = writer.index.current_snapshot(insist=True)
     records = writer.store.models()
     shown = ((), {}) if snapshot is None else (snapshot.models, snapshot.copies)
     indexed = [model for model in records if model.state is ModelState.INDEXED]
-    return _revisions(*shown) != _revisions(indexed, split_copies(records)[0])
+    differing = _revisions(*shown) ^ _revisions(indexed, split_copies(records)[0])
+    return sorted({repo for repo, _, _ in differing})
 
 
 def _revisions(models: Sequence[Model], copies: Mapping[str, Sequence[Model]]) -> set[tuple[str, str, str | None]]:

@@ -313,9 +313,10 @@ class IndexWriter(KnowledgeWriter):
         if named == revision:
             return False
         if isinstance(self.store, Shared):
-            self._removed(repo, SharedModel(self.store, repo).clear_all(), [revision])
-        else:
-            self._remove_outputs(repo, named)
+            number, gone = SharedModel(self.store, repo).clear_all(revision)
+            self._removed(repo, number, gone)
+            return revision in gone
+        self._remove_outputs(repo, named)
         return True
 
     def _remove_outputs(self, repo: str, keep_revision: str | None = None) -> None:

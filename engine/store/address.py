@@ -229,5 +229,8 @@ def _trust(file: str) -> ssl.SSLContext:
 
 
 def _shown(text: str) -> str:
-    """The text for a message, without what may be a key."""
-    return repr(re.sub(r"(:/*)[^/@]*@", r"\1...@", text)[:200])
+    """The text for a message, without what may be a key: before an @, and of what follows ? all but a port of gRPC."""
+    place, mark, options = text.partition("?")
+    options = options if re.fullmatch("grpc=[0-9]{0,6}", options) else "..."
+    place = re.sub(r"^([^:]*:/*)?.*@", r"\1...@", place, flags=re.DOTALL)
+    return repr(f"{place}{mark}{options if mark else ''}"[:200])

@@ -113,6 +113,9 @@ class Shared(Protocol):
       again if not.
     """
 
+    def stamp(self) -> int:
+        """A number for what is written now, greater than those of all changes before."""
+
     def write_model(self, model: Model) -> Written:
         """Writes a model's record, replacing any other revision's; acknowledged when it returns."""
 

@@ -210,7 +210,7 @@ class ServerStore(DescriptorStore):
         return self._records.standing(repo)
 
     def stamp(self) -> int:
-        """A number for what is written now, greater than those of all changes before."""
+        """See :meth:`Shared.stamp`."""
         return self._records.stamp()
 
     def models(self) -> list[Model]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from engine.schema import Model
 from indexers.crawl import log
 from indexers.crawl.desk import Desk
-from indexers.crawl.holdings import Holdings
+from indexers.crawl.holdings import Holdings, NotWholeError
 from indexers.crawl.journal import Journal
 from indexers.crawl.journal_adoption import Waiting
 from indexers.crawl.records import Found
@@ -116,13 +116,20 @@ class Adopter:
             return
         next_one = self._journal.unsketched(self._sketched)
         if next_one is not None:
-            one, outputs = next_one
-            self._sketched = one.row
-            drawn = self._holdings.sketch(one.repo, one.revision, outputs)
-            if drawn is not None:
-                self._journal.note_sketch(one.row, drawn)
+            self._sketched = next_one.row
+            self._sketch_one(next_one)
         ended = self._clock()
         self._sketch_due = ended + max((ended - started) / SKETCH_SHARE, 0 if next_one else _LOOK_EVERY_S)
+
+    def _sketch_one(self, one: Waiting) -> None:
+        try:
+            drawn = self._holdings.sketch(one.repo, one.revision)
+        except NotWholeError:
+            if self._journal.list_found_again(one.row):
+                log.warning("found without outputs", model=one.repo, revision=one.revision)
+            return
+        if drawn is not None:
+            self._journal.note_sketch(one.row, drawn)
 
     def tell(self) -> None:
         """Logs what was found since the last time."""

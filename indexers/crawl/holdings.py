@@ -21,6 +21,10 @@ _ENDED = {ModelState.FAILED: State.FAILED, ModelState.REFUSED: State.REFUSED}
 _FOR_ANOTHER_TIME = frozenset(reason.value for reason in PASSING)
 
 
+class NotWholeError(Exception):
+    """Outputs of a model are lost: a part of the store was put back, or a replica went."""
+
+
 @runtime_checkable
 class _ByMany(Protocol):
     def records_of(self, repos: Sequence[str]) -> dict[str, Model]:
@@ -85,11 +89,18 @@ class Holdings:
             self._writer.complete(model)
         return True
 
-    def sketch(self, repo: str, revision: str, outputs: int) -> tuple[float, float] | None:
-        """Two numbers by which copies of a model are found; None unless all its outputs are there and have them."""
+    def sketch(self, repo: str, revision: str) -> tuple[float, float] | None:
+        """Two numbers by which copies of a model are found; None if it has none.
+
+        Raises:
+            NotWholeError: The index names the revision, but does not have its outputs.
+        """
         table = self._store.outputs(repo, revision)
-        if table is None or len(table) != outputs:
-            return None
+        now = self._store.model(repo)
+        if now is None or now.revision != revision or now.state is not ModelState.INDEXED:
+            return None  # it has been replaced meanwhile
+        if table is None or len(table) != now.outputs:
+            raise NotWholeError(repo)
         drawn = sketch(table)
         return drawn if all(map(math.isfinite, drawn)) else None
 

@@ -74,18 +74,18 @@ class Adoptions(Passes):
         counted = f"SELECT count(*) FROM revisions {index} WHERE id > 0 AND state = 'stored' AND stored_at IS NULL"  # noqa: S608
         return int(self._database.read(counted)[0][0])
 
-    def unsketched(self, after: int) -> tuple[Waiting, int] | None:
-        """The next original that was found in the index and has no sketch yet, with the number of its outputs.
+    def unsketched(self, after: int) -> Waiting | None:
+        """The next original that was found in the index and has no sketch yet.
 
         Args:
             after: Only rows beyond this one.
         """
         rows = self._database.read(
-            "SELECT id, repo, revision, outputs FROM revisions INDEXED BY found_in_index WHERE state = 'stored' "
+            "SELECT id, repo, revision FROM revisions INDEXED BY found_in_index WHERE state = 'stored' "
             "AND stored_at IS NULL AND id > ? AND copy_of IS NULL AND sketch_a IS NULL ORDER BY id LIMIT 1",
             (after,),
         )
-        return (Waiting(*rows[0][:3]), rows[0][3]) if rows else None
+        return Waiting(*rows[0]) if rows else None
 
     def note_sketch(self, row: int, sketch: tuple[float, float]) -> None:
         """Notes two numbers of the responses of what was found in the index, if it is stored still."""
@@ -126,6 +126,19 @@ class Adoptions(Passes):
             now = self._clock()
             values = {**CLEARED, "attempts": 0, "next_try": now}
             enter(connection, now, row[0], State.LISTED, None, f"was a copy of {original}", values)
+        return True
+
+    def list_found_again(self, row: int) -> bool:
+        """Lists what was found in the index again, due at once, for its outputs are not there; False if it is not."""
+        with self._database.transaction() as connection:
+            found = (
+                "SELECT id FROM revisions WHERE id = ? AND +state = 'stored' AND stored_at IS NULL AND copy_of IS NULL"
+            )
+            if connection.execute(found, (row,)).fetchone() is None:
+                return False
+            now = self._clock()
+            values = {**CLEARED, "attempts": 0, "next_try": now}
+            enter(connection, now, row, State.LISTED, None, "its outputs are not in the index", values)
         return True
 
     @staticmethod

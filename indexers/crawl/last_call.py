@@ -52,12 +52,19 @@ def last_call(detail: str) -> Iterator[None]:
         return
     hears, writes = os.pipe()
     os.set_blocking(writes, False)
+    watcher = None
     command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(os.getpid()), log.placeless("waiting", detail=detail)]
     try:
         # A session of its own: what a terminal sends to all processes of the crawl is not for this one.
         watcher = subprocess.Popen(command, stdin=hears, stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+    except OSError as error:  # no process is to be had: the block matters more than who waits for it
+        log.warning("no watcher", detail=str(error))
     finally:
         os.close(hears)
+    if watcher is None:
+        os.close(writes)
+        yield
+        return
     before = signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
     try:
         yield

@@ -203,7 +203,10 @@ class Generations:
                 raise
             self._replaced = False
             remote.fetch_once("probes")  # their thumbnails are part of the evidence
-            Index(self._folder).current_snapshot()
+            index = Index(self._folder)
+            snapshot = index.current_snapshot()
+            if self.current is not None and snapshot is not None:  # it may be no longer as old as it was when opened
+                self.current.searcher.note = snapshot.note or index.note
             # While a crawl writes there is something new every second, and a large snapshot takes a while to write.
             self._due = time.monotonic() + (time.monotonic() - started) / _FOLLOW_SHARE
 

@@ -37,6 +37,8 @@ def delete(index_path: str, yes: bool, form: str) -> None:
     from engine.errors import InputError
     from engine.store.address import ServerAddress
 
+    if not index_path.strip():  # an unset variable of a script: it would be the current folder
+        raise InputError("--index is empty: name the index to delete")
     if not yes and not sys.stdin.isatty():
         # As it reads in full: one with a key in it is refused first, without saying the key.
         named = ServerAddress.parse(index_path) if ServerAddress.is_server(index_path) else index_path

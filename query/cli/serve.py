@@ -90,7 +90,10 @@ def serve(**given: Any) -> None:
     if "index" not in values and not any(os.environ.get(name) for name in ("HUBHOUND_INDEX", "HUBHOUND_SERVE_INDEX")):
         raise click.UsageError("Missing option '--index'.")
     index = values.get("index") or os.environ.get("HUBHOUND_SERVE_INDEX") or os.environ["HUBHOUND_INDEX"]
-    settings = Settings.read(values | {"index": index_folder(index)} if "://" in index else values)
+    from engine.store.address import ServerAddress
+
+    server = ServerAddress.is_server(str(index))
+    settings = Settings.read(values | {"index": index_folder(str(index))} if server else values)
     from query.api.server import serve as run
 
     run(settings, note if settings.log_format == "text" else _log)

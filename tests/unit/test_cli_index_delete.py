@@ -80,6 +80,17 @@ def test_a_key_in_the_address_is_not_said(capsys: pytest.CaptureFixture[str]) ->
     assert "HUBHOUND_QDRANT_API_KEY" in err
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(
+    zoo: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a script whose variable is not set."""
+    monkeypatch.chdir(zoo)
+    _, err = said(capsys, "--index", name, "--yes", status=1)
+    assert err == "hubhound: --index is empty: name the index to delete\n"
+    assert (zoo / "manifest.json").exists()
+
+
 def test_what_goes_is_told(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (zoo / "notes.txt").write_text("mine")
     out, err = said(capsys, "--index", zoo, "--yes", "--format", "json")

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from indexers.crawl.last_call import last_call
+
 ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
@@ -31,6 +33,20 @@ with log.logging_to(sys.argv[1]), two_signals(told.append):
         ctypes.PyDLL(None).read(ends, ctypes.create_string_buffer(1), 1)  # and does not let go of the interpreter
     print("ended", told, flush=True)
 """
+
+
+def test_without_a_process_for_it_the_block_runs_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*given: object, **more: object) -> None:
+        raise OSError("too many processes")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    files = len(os.listdir("/proc/self/fd"))
+    with last_call("the engine works"):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert "no watcher" in caplog.text
 
 
 def start(form: str, seconds: int) -> subprocess.Popen[str]:

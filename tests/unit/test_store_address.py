@@ -99,6 +99,9 @@ def test_addresses_that_are_refused(text: str) -> None:
         "qdrant://:secret@h:0/x",
         "qdrant:/me:secret@host/x",
         "qdrant:secret@host/x",
+        "qdrant://me:pa/secret@host/x",
+        "qdrant://host/x?api_key=secret",
+        "qdrant://host/x?grpc=6334&api_key=secret",
     ],
 )
 def test_credentials_are_refused_and_not_repeated(text: str) -> None:

@@ -21,6 +21,7 @@ from engine.remote import Remote, index_folder
 from engine.store.address import ServerAddress
 from engine.waiting import turn
 from engine.writer import IndexWriter
+from query.api.generations import Generations
 from query.cli.main import run
 from query.request import SearchRequest
 from query.search import Searcher
@@ -200,8 +201,24 @@ def test_a_working_folder_that_is_being_opened_is_taken_as_it_is(
     assert caplog.messages == [f"another process is opening the index {parsed}: waiting for it", note]
     assert answer.to_json()["note"] == note
     assert answer.searched
-    assert index_folder(address) == folder
+    remote = Remote.of(folder)
+    assert remote is not None
+    remote.refresh()  # as a service does every second
     assert Index(folder).note is None
+
+
+def test_a_service_takes_a_note_back_when_it_has_caught_up(folder: Path) -> None:
+    Index(folder).snapshot()
+    generations = Generations(folder, lambda index: Searcher(index, encode))
+    with held(folder / ".snapshots.lock"):
+        generations.refresh()
+    current = generations.current
+    assert current is not None
+    assert current.searcher.note is not None
+    waiting._IN_VAIN.clear()  # a minute later
+    generations._due = 0.0
+    assert not generations.refresh()
+    assert current.searcher.note is None
 
 
 def test_a_working_folder_that_was_never_complete_is_waited_for(address: str, folder: Path) -> None:
