@@ -48,7 +48,7 @@ CONSTANTS: Mapping[str, Constant] = {
     "field_index_bytes": Constant(69, "bytes an output and indexed field", "measured", _STORE),
     "id_bytes": Constant(44, "bytes an output", "measured", _STORE),
     "log_bytes": Constant(31, "bytes an output", "measured", _STORE),
-    "server_fields": Constant(9, "indexed fields of an output", "exact", "engine/store/server_config.py"),
+    "server_fields": Constant(11, "indexed fields of an output", "exact", "engine/store/server_config.py"),
     "engine_own_bytes": Constant(3, "bytes an output", "measured", _FOOTPRINT),
     "held_share": Constant(
         1, "of ids and indexed fields", "assumed", "a server keeps them in memory, the embedded engine maps them"

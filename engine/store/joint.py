@@ -32,6 +32,7 @@ from engine.joint import JointCode
 from engine.joint_recall import CODE_FILE, FOLDER, JointRecall, Storage, candidates_wanted
 from engine.outputs import FloatArray, OutputTable
 from engine.prefetch import Candidates, Prefetch
+from engine.remote import shown
 from engine.schema import output_point_id
 from engine.store import records
 from engine.store.base import StoreFilter, StoreHit
@@ -346,10 +347,11 @@ def need_joint(folder: Path, store: object, background: str, patience: Patience 
     """
     if not isinstance(store, ServerStore):
         raise InputError("only an index on a Qdrant server has candidates: leave --engine candidates out")
-    again = "make them with 'hubhound index candidates --index ADDRESS'"
+    name = shown(folder)
+    again = f"make them with 'hubhound index candidates --index {name}'"
     recall = JointRecall.read(folder)
     if recall is None or not (folder / CODE_FILE).exists():
-        raise InputError(f"the index {store.name} has no candidates: {again}")
+        raise InputError(f"the index {name} has no candidates: {again}")
     code = JointCode.load(folder / CODE_FILE)
     if code.fingerprint != recall.code:
         raise InputError(f"the files in {folder / FOLDER} do not belong together: {again}")

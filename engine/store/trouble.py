@@ -131,8 +131,10 @@ def _transport(source: Exception) -> Trouble:
     causes = list(_causes(source))
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return Trouble(Kind.TRUST, text)
-    if any(isinstance(cause, ssl.SSLError) for cause in causes) or "[SSL" in text:
-        return Trouble(Kind.FOREIGN, f"it does not speak TLS: {text}")
+    illegal = isinstance(source, httpx.RemoteProtocolError) and "illegal" in text
+    if illegal or any(isinstance(cause, ssl.SSLError) for cause in causes) or "[SSL" in text:
+        spoken = "HTTP (a port of gRPC goes behind ?grpc=)" if illegal else "TLS"
+        return Trouble(Kind.FOREIGN, f"it does not speak {spoken}: {text}")
     if isinstance(source, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
         return Trouble(Kind.REFUSED, text)
     smaller = isinstance(source, httpx.ReadTimeout | httpx.WriteTimeout)

@@ -81,6 +81,17 @@ def summary(now: Snapshot) -> None:
     logging.getLogger(LOGGER).info("summary", extra={"facts": facts, "sentence": sentence(now)})
 
 
+def metrics_on(url: str) -> None:
+    """Logs where metrics are, for whoever reads the log and nothing else."""
+    logging.getLogger(LOGGER).info("metrics", extra={"facts": {"url": url}})
+
+
+def ended(now: Snapshot) -> None:
+    """Logs what a run has done, for whoever reads the log and nothing else."""
+    facts = {**now.counts(), "seconds": round(now.uptime_s, 3)}
+    logging.getLogger(LOGGER).info("ended", extra={"facts": facts, "sentence": sentence(now, whole=True)})
+
+
 def sentence(now: Snapshot, whole: bool = False) -> str:
     """How the crawl stands in one line: ``stored 1,204 (+63 copies), 12.1 models/min ...; fetch 1.2 s ... a model``.
 

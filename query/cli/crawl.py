@@ -141,7 +141,7 @@ def _crawl(index_path: str, given: Given) -> int:
     from engine.remote import index_folder
     from engine.store.address import ServerAddress
     from engine.writer import IndexWriter
-    from indexers.crawl import heartbeat, metrics
+    from indexers.crawl import heartbeat, log, metrics
     from indexers.crawl.backoff import Backoff
     from indexers.crawl.daemon import CrawlOptions, Daemon
     from indexers.crawl.home import home_of
@@ -177,7 +177,7 @@ def _crawl(index_path: str, given: Given) -> int:
         _log(given, stack)
         if given.metrics_port is not None:
             server = stack.enter_context(metrics.serve(watch, given.metrics_port, given.metrics_host))
-            note(f"metrics are on {server.url}")
+            log.metrics_on(server.url) if given.log_format == "json" else note(f"metrics are on {server.url}")
         beats = stack.enter_context(heartbeat.HeartbeatWriter(path.with_name(heartbeat.FILE), watch))
         view = stack.enter_context(CrawlView(watch, given.log_format))
         setup = _setup(given, index)
@@ -210,8 +210,8 @@ def _crawl(index_path: str, given: Given) -> int:
 
         code = daemon.run(tick)
         view.close()
-        report(watch.now(), given.form)
-    _say_more(watch, f"{index_path}/{HOME}" if vlms else index_path)
+        report(watch.now(), given.form, given.log_format)
+    _say_more(watch, given.log_format, f"{index_path}/{HOME}" if vlms else index_path)
     return code
 
 
@@ -305,9 +305,9 @@ def _fleet(
     return fleet(cluster, journal, kind, options, size, fetching, setup, limits, watch)
 
 
-def _say_more(watch: Watch, index: str) -> None:
+def _say_more(watch: Watch, log_format: str, index: str) -> None:
     now = watch.now()
-    if now.failed or now.refused:
+    if log_format == "text" and (now.failed or now.refused):
         note(f"what failed and why: hubhound crawl status --index {index}")
 
 

@@ -202,11 +202,15 @@ def _journal(index_path: str, shard: tuple[int, int] | None, *, read_only: bool)
     path = home_of(index, shard, shared=shared) / FILE
     if not path.is_file():
         parts = shards_in(index) if shared else []
+        part = "" if shard is None else f"part {shard[0]}/{shard[1]} of "
         if parts:
-            raise InputError(f"the index {index_path} was crawled in parts, name one: --shard {' or '.join(parts)}")
+            told = (
+                f"no crawl of {part}the index {index_path}" if part else f"the index {index_path} was crawled in parts"
+            )
+            raise InputError(f"{told}, name one: --shard {' or '.join(parts)}")
         raise InputError(
-            f"there has been no crawl of the index {index_path}: begin one with "
-            f"'hubhound crawl --index {index_path} --source hub'"
+            f"there has been no crawl of {part}the index {index_path}: begin one with "
+            f"'hubhound crawl --index {_place(index_path, shard)} --source hub'"
         )
     return Journal(path, read_only=read_only)
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from indexers.crawl import log
-from indexers.crawl.log import duration, escaped, sentence
+from indexers.crawl.log import duration, ended, escaped, sentence
 from indexers.crawl.standing import STAGES, Snapshot
 from indexers.crawl.watch import Watch
 from query.cli.output import console, data_json, note, seconds, size, table
@@ -160,19 +160,23 @@ def _reasons(what: str, counts: Mapping[str, int]) -> str:
     return f"{what} {sum(counts.values()):,}: {named}{' ...' if len(common) > _REASONS else ''}"
 
 
-def report(now: Snapshot, form: str) -> None:
+def report(now: Snapshot, form: str, log_format: str = "text") -> None:
     """Writes what a run has done: seconds per stage, counts, failures by reason.
 
     Args:
         now: How it stood at its end.
         form: ``table`` or ``json``, on standard output; ``quiet`` leaves only the sentence on standard error.
+        log_format: ``json`` makes an event of the sentence, for whoever reads standard error as a log.
     """
     if form == "json":
         data_json(as_json(now))
     elif form == "table":
         _report_stages(now)
         _report_counts(now)
-    note(f"{sentence(now, whole=True)}; in {duration(now.uptime_s)}")
+    if log_format == "json":
+        ended(now)
+    else:
+        note(f"{sentence(now, whole=True)}; in {duration(now.uptime_s)}")
 
 
 def as_json(now: Snapshot) -> dict[str, Any]:

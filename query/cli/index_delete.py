@@ -61,6 +61,8 @@ def delete(index_path: str, yes: bool, form: str) -> None:
 
 
 def _tell(doomed: Doomed) -> None:
+    from indexers.crawl.log import duration
+
     begun = "what is left of " if doomed.resumed else ""
     held = "" if doomed.models is None else f": {doomed.models:,} models, {doomed.outputs or 0:,} outputs"
     note(f"to be deleted: {begun}the index {doomed.index}{held}")
@@ -69,7 +71,7 @@ def _tell(doomed: Doomed) -> None:
     if doomed.folder is not None:
         note(f"  folder {doomed.folder}: {doomed.files:,} files, {size(doomed.size_bytes)}")
     if doomed.lately_s is not None and doomed.collections:
-        note(f"  last written to {doomed.lately_s / 60:,.0f} minutes ago")
+        note(f"  last written to {duration(doomed.lately_s)} ago")
     for left in doomed.stays:
         note(f"stays: {left}")
 

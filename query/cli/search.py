@@ -100,7 +100,8 @@ Examples:
     help="Of an index on a Qdrant server: scan compares all outputs here, for which they are fetched once, later only "
     "those that changed; qdrant has the server look through all outputs, fetches a few hundred, and says whether the "
     "answer is certified exact; candidates asks the graph that 'hubhound index candidates' made, and certifies "
-    "nothing; auto scans up to 2,000,000 outputs and what was fetched before, and takes qdrant for the rest.  "
+    "nothing; auto scans up to 2,000,000 outputs and what was fetched before, takes qdrant for more, and above "
+    "20,000,000 candidates that are good enough.  "
     "[env: HUBHOUND_ENGINE]",
 )
 @click.option(

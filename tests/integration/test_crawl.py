@@ -371,7 +371,7 @@ def test_the_journal_can_be_asked_while_it_runs(small: tuple[HubServer, Crowd], 
         assert status["running"] is True
         assert status["pid"] == process.pid
         log = (crawl.index.parent / "crawl.log").read_text()
-        (address,) = re.findall(r"metrics are on (http://\S+)", log)
+        (address,) = re.findall(r'"event": "metrics", "url": "(http://[^"]+)"', log)
         with urllib.request.urlopen(address) as answer:  # noqa: S310
             metrics = answer.read().decode()
         assert f'hubhound_crawl_models_total{{reason="",state="stored"}} {len(crowd.good)}.0' in metrics, metrics

@@ -339,6 +339,18 @@ def test_the_report_of_names_only_has_none(watch: Watch, capsys: pytest.CaptureF
     assert captured.err.count("\n") == 1
 
 
+def test_a_log_for_programs_ends_with_an_object(
+    watch: Watch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    stream = io.StringIO()
+    with log.logging_to("json", stream):
+        report(watch.now(), "quiet", "json")
+    assert capsys.readouterr().err == ""
+    (line,) = stream.getvalue().splitlines()
+    ended = json.loads(line)
+    assert (ended["event"], ended["stored"]) == ("ended", watch.now().stored)
+
+
 def test_showing_nothing_imports_nothing_heavy() -> None:
     code = (
         "import sys\nimport query.cli.crawl_view, indexers.crawl.heartbeat, indexers.crawl.metrics\n"

@@ -139,7 +139,7 @@ def test_every_event_of_the_log_is_in_the_table_with_its_fields() -> None:
         assert name in table, name
         assert table[name][1] == level, name
         fields[name] = fields.get(name, set()) | some
-    assert {*fields, "summary"} == set(table)  # the summary comes from `log.summary`
+    assert {*fields, "summary", "ended", "metrics"} == set(table)  # these come from functions of their names
     for name, expected in fields.items():
         assert names_in(table[name][2]) in (expected, {"listed"}), name
 

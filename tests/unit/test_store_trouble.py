@@ -55,6 +55,7 @@ def answer(status: int, said: str | bytes = "", **headers: str) -> UnexpectedRes
         (ResourceExhaustedResponse("slow down", 7), Kind.BUSY, True, False),
         (ResponseHandlingException(httpx.ConnectError("[Errno 111] Connection refused")), Kind.SILENT, True, False),
         (ResponseHandlingException(httpx.RemoteProtocolError("peer closed")), Kind.SILENT, True, False),
+        (ResponseHandlingException(httpx.RemoteProtocolError("illegal request line")), Kind.FOREIGN, False, False),
         (ResponseHandlingException(httpx.ReadTimeout("timed out")), Kind.SILENT, True, True),
         (ResponseHandlingException(httpx.WriteTimeout("timed out")), Kind.SILENT, True, True),
         (ResponseHandlingException(httpx.UnsupportedProtocol("ftp")), Kind.REFUSED, False, False),
