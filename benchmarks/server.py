@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from engine.index import Index
 from engine.store.edge import EdgeStore
 from engine.store.server import ServerStore, connect

@@ -87,6 +87,15 @@ def test_examples_of_the_help_are_understood() -> None:
         parse(cli, shlex.split(line.split("  #")[0])[1:], "hubhound")
 
 
+def test_benchmarks_that_use_what_the_tests_have_find_it() -> None:
+    """Run as documented, ``python benchmarks/NAME.py``, Python looks beside the program only."""
+    programs = [path for path in (REPOSITORY / "benchmarks").glob("*.py") if "__main__" in path.read_text()]
+    using = {path.name: path.read_text() for path in programs if "from tests." in path.read_text()}
+    assert "server.py" in using
+    for name, text in using.items():
+        assert 0 < text.find("sys.path.insert(") < text.find("from tests."), name
+
+
 def test_the_documents_link_to_what_exists() -> None:
     for document in (REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
