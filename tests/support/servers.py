@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 from engine.errors import IndexMissingError
+from engine.remote import index_folder
 from engine.remote_creation import create_remote
 from engine.store.address import ServerAddress
 from engine.store.server import ServerChoices, ServerStore
 from tests.support.qdrant_server import standin
+from tests.support.small_index import make_index
 from tests.support.stores import GRPC_PORT, URL
+
+Machines = Callable[[], Path]
+"""Gives the working folder of another machine each time."""
 
 
 @contextmanager
@@ -63,6 +71,30 @@ class Addresses:
                     store.destroy()
             except IndexMissingError:
                 continue
+
+
+def machines(address: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    """Gives working folders of machines that know nothing of each other.
+
+    Args:
+        address: Of the index.
+        folder: For what the machines keep.
+        monkeypatch: Sets which machine this process is.
+    """
+    numbers = count()
+
+    def another() -> Path:
+        monkeypatch.setenv("HUBHOUND_DATA", str(folder / f"machine{next(numbers)}"))
+        return index_folder(address)
+
+    return another
+
+
+def new_zoo(address: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Makes an empty index at an address, on a machine that is none of ``machines``; the address."""
+    monkeypatch.setenv("HUBHOUND_DATA", str(folder / "first"))
+    to_server(make_index(folder / "embedded" / "zoo").folder, address)
+    return address
 
 
 def to_server(empty: Path, address: str) -> Path:

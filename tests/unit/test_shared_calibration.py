@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,8 @@ from query.request import SearchRequest
 from query.search import Searcher
 from query.served import ServedSearcher
 from tests.support.crossing import KilledError, Steps, store_of
-from tests.support.servers import Addresses, server_addresses, to_server
-from tests.support.small_index import ANIMALS, THINGS, encode, make_index, probe_embeddings, put_model
-
-Machines = Callable[[], Path]
-
+from tests.support.servers import Addresses, Machines, machines, new_zoo, server_addresses
+from tests.support.small_index import ANIMALS, THINGS, encode, probe_embeddings, put_model
 
 STEPS = ("outputs", "upsert_outputs", "change_model")
 
@@ -39,22 +36,12 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
 
 @pytest.fixture
 def address(addresses: Addresses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("HUBHOUND_DATA", str(tmp_path / "first"))
-    address = addresses()
-    to_server(make_index(tmp_path / "embedded" / "zoo").folder, address)
-    return address
+    return new_zoo(addresses(), tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def machine(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
-    """Working folders of machines that know nothing of each other."""
-    numbers = iter(range(1000))
-
-    def another() -> Path:
-        monkeypatch.setenv("HUBHOUND_DATA", str(tmp_path / f"machine{next(numbers)}"))
-        return index_folder(address)
-
-    return another
+    return machines(address, tmp_path, monkeypatch)
 
 
 def background(seed: int) -> Background:

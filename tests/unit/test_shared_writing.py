@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,10 +25,8 @@ from engine.writer import IndexWriter
 from query.request import SearchRequest
 from query.search import Searcher
 from query.served import ServedSearcher
-from tests.support.servers import Addresses, server_addresses, to_server
+from tests.support.servers import Addresses, Machines, machines, new_zoo, server_addresses, to_server
 from tests.support.small_index import ANIMALS, THINGS, encode, make_index, put_model
-
-Machines = Callable[[], Path]
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +37,12 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
 
 @pytest.fixture
 def address(addresses: Addresses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("HUBHOUND_DATA", str(tmp_path / "first"))
-    address = addresses()
-    to_server(make_index(tmp_path / "embedded" / "zoo").folder, address)
-    return address
+    return new_zoo(addresses(), tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def machine(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
-    """Working folders of machines that know nothing of each other."""
-    numbers = iter(range(100))
-
-    def another() -> Path:
-        monkeypatch.setenv("HUBHOUND_DATA", str(tmp_path / f"machine{next(numbers)}"))
-        return index_folder(address)
-
-    return another
+    return machines(address, tmp_path, monkeypatch)
 
 
 def shown(folder: Path) -> list[str]:
